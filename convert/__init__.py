@@ -1,0 +1,1 @@
+"""Source checkpoint -> MLX model folder. Imports `checkpoint` and `configs`."""

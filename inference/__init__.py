@@ -1,0 +1,1 @@
+"""MLX model folder -> text. Imports `checkpoint` and `configs`, never `convert`."""
