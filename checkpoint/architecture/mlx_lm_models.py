@@ -109,7 +109,9 @@ def module_name(model_type: str, architectures: tuple[str, ...] = ()) -> str:
     if model_type not in model_types():
         near = difflib.get_close_matches(model_type, sorted(model_types()), n=3, cutoff=0.5)
         hint = f"the nearest supported are {', '.join(near)}" if near else ""
-        raise ArchitectureError("config.json", f"model_type {model_type!r} is not one mlx-lm has", hint)
+        raise ArchitectureError(
+            "config.json", f"model_type {model_type!r} is not one mlx-lm has", hint
+        )
     return REMAPPED_TYPES.get(model_type, model_type)
 
 

@@ -1,0 +1,108 @@
+"""Reads boxes of source tensors into MLX arrays, through one reused buffer.
+
+`mx.load` would do, but evaluating a slice of what it gives reads the whole
+tensor. Owns the open files and the buffer; knows nothing of recipes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import OrderedDict
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import mlx.core as mx
+
+from checkpoint import disk
+from checkpoint.tensors import TensorRef
+
+_OPEN_FILES = 64
+_UNSIGNED = {1: ("B", mx.uint8), 2: ("H", mx.uint16), 4: ("I", mx.uint32), 8: ("Q", mx.uint64)}
+
+
+class TensorReader:
+    """Reads source tensors; a context manager that closes its files at the end.
+
+    Attributes:
+        bytes_read: Bytes asked of the file system so far.
+    """
+
+    def __init__(self) -> None:
+        self.bytes_read = 0
+        self._files: OrderedDict[Path, int] = OrderedDict()
+        self._buffer = bytearray()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        while self._files:
+            path, descriptor = self._files.popitem()
+            disk.close(descriptor, path)
+
+    def read(self, ref: TensorRef, box: tuple[tuple[int, int], ...]) -> mx.array:
+        """The box of a tensor, as unsigned integers of its item size.
+
+        Raises:
+            DiskError: the file can't be read.
+        SourceError: it ends too early.
+        """
+        shape = tuple(high - low for low, high in box)
+        count = math.prod(shape)
+        item = ref.nbytes // max(1, math.prod(ref.shape))
+        code, unsigned = _UNSIGNED[item or 1]
+        if count == 0:
+            return mx.zeros(shape, unsigned)
+        needed = count * item
+        if len(self._buffer) < needed:
+            self._buffer = bytearray(needed)
+        view = memoryview(self._buffer)[:needed]
+        descriptor = self._open(ref.file)
+        at = 0
+        for start, length in _runs(ref.shape, box):
+            size = length * item
+            disk.read_into(descriptor, ref.file, view[at : at + size], ref.offset + start * item)
+            at += size
+        self.bytes_read += needed
+        # A 0-d memoryview can't be cast to; one element is read as 1-D and reshaped.
+        array = mx.array(view.cast(code, shape or (1,)))
+        return array.reshape(shape) if not shape else array
+
+    def _open(self, path: Path) -> int:
+        if path in self._files:
+            self._files.move_to_end(path)
+            return self._files[path]
+        if len(self._files) >= _OPEN_FILES:
+            oldest, descriptor = self._files.popitem(last=False)
+            disk.close(descriptor, oldest)
+        self._files[path] = disk.open_read(path)
+        return self._files[path]
+
+
+def _runs(
+    shape: tuple[int, ...], box: tuple[tuple[int, int], ...]
+) -> list[tuple[int, int]] | itertools.starmap[tuple[int, int]]:
+    """Contiguous runs of elements that a box covers: (first element, length), in C order."""
+    axis = len(shape) - 1
+    length = 1
+    while axis >= 0 and box[axis] == (0, shape[axis]):
+        length *= shape[axis]
+        axis -= 1
+    if axis < 0:
+        return [(0, length)]
+    low, high = box[axis]
+    inner = length
+    strides = [math.prod(shape[later + 1 :]) for later in range(axis)]
+
+    def run(*index: int) -> tuple[int, int]:
+        before = sum(at * stride for at, stride in zip(index, strides, strict=True))
+        return before + low * inner, (high - low) * inner
+
+    return itertools.starmap(run, itertools.product(*(range(*cut) for cut in box[:axis])))

@@ -1,0 +1,123 @@
+"""JSON from files that nobody vouches for.
+
+Owns strict parsing: UTF-8, no key twice, no NaN, no number or nesting without bound,
+no lone surrogates. Knows nothing of what the values mean.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+from checkpoint import disk
+from configs.errors import SourceError
+
+CONFIG_LIMIT = 10_000_000
+_LONGEST_SHOWN = 80
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+class _InvalidValueError(ValueError):
+    """What the parser's hooks raise, to be told apart from the parser's own errors."""
+
+
+def quoted(text: str) -> str:
+    """A name or value from a file, quoted, escaped and cut to a length fit for a message."""
+    if len(text) > _LONGEST_SHOWN:
+        text = f"{text[:50]}…{text[-20:]}"
+    return repr(text)
+
+
+def parse(data: bytes | bytearray, where: Path, error: type[SourceError] = SourceError) -> Any:
+    """Parse one JSON text.
+
+    Raises:
+        SourceError: The class given as `error`, with the reason.
+    """
+    if data.startswith(codecs.BOM_UTF8):
+        raise error(where, "starts with a byte-order mark", "save it as UTF-8 without one")
+    if not data.strip():
+        raise error(where, "is empty", "download it again")
+    try:
+        text = data.decode("utf-8")
+        value = json.loads(
+            text,
+            object_pairs_hook=_object,
+            parse_int=_integer,
+            parse_float=_float,
+            parse_constant=_constant,
+        )
+        if _SURROGATE.search(text):
+            _refuse_lone_surrogates(value)
+    except UnicodeDecodeError as problem:
+        raise error(where, f"is not valid UTF-8 at byte {problem.start}") from problem
+    except json.JSONDecodeError as problem:
+        place = f"line {problem.lineno}, column {problem.colno}"
+        raise error(where, f"is not valid JSON: {problem.msg} at {place}") from problem
+    except RecursionError as problem:
+        raise error(where, "is not valid JSON: nested too deep") from problem
+    except _InvalidValueError as problem:
+        raise error(where, f"is not valid JSON: {problem}") from problem
+    return value
+
+
+def read_json_object(
+    path: Path, error: type[SourceError] = SourceError, limit: int = CONFIG_LIMIT
+) -> dict[str, Any]:
+    """Read a JSON file of at most `limit` bytes whose top level is an object.
+
+    Raises:
+        SourceError: The class given as `error`, with the reason.
+        DiskError: It can't be read.
+    """
+    value = parse(disk.read_whole(path, limit), path, error)
+    if not isinstance(value, dict):
+        raise error(path, f"is a JSON {json_type(value)}, not an object")
+    return value
+
+
+def json_type(value: object) -> str:
+    """What JSON calls the type of a parsed value."""
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        seen = set[str]()
+        for key, _ in pairs:
+            if key in seen:
+                raise _InvalidValueError(f"key {quoted(key)} is given twice")
+            seen.add(key)
+    return made
+
+
+def _integer(text: str) -> int | float:
+    if text == "-0":  # a float: an integer has no negative zero
+        return -0.0
+    if len(text) > 40:
+        raise _InvalidValueError(f"a number of {len(text)} digits")
+    return int(text)
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise _InvalidValueError(f"the number {quoted(text)} is out of range")
+    return value
+
+
+def _constant(text: str) -> NoReturn:
+    raise _InvalidValueError(f"it has {text}, which JSON does not allow")
+
+
+def _refuse_lone_surrogates(value: object) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as problem:
+        raise _InvalidValueError("a string holds half of a surrogate pair") from problem

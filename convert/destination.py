@@ -1,0 +1,158 @@
+"""Where the result goes: checked, staged beside it, and put in its place by rename.
+
+The destination is absent, old, or whole at every moment. Owns the staged folder
+and the old one that it replaces; knows nothing of what is in them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from checkpoint import disk
+from checkpoint.folder import staging_path
+from configs.errors import DestinationError, DiskError, UsageError
+
+_OWNER = "owner.json"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A checked destination.
+
+    Attributes:
+        path: Where the model folder will be, absolute.
+        replaces: Whether something there is to be replaced.
+    """
+
+    path: Path
+    replaces: bool
+
+    @property
+    def staging(self) -> Path:
+        """The folder in which the result grows, beside the destination."""
+        return staging_path(self.path)
+
+    @property
+    def retired(self) -> Path:
+        """Where the old result waits while the new one takes its place."""
+        return self.path.with_name(f".{self.path.name}.ferry-old")
+
+
+def check_destination(path: Path, source: Path, *, force: bool) -> Destination:
+    """Refuse a destination that can't or must not be written, before any work.
+
+    Args:
+        path: The destination as given.
+        source: The source folder.
+        force: Whether an existing destination may be replaced.
+
+    Raises:
+        UsageError: it is the source, contains it or lies in it, or exists without `force`.
+        DestinationError: its parent is missing or can't be written.
+    """
+    path = Path(os.path.abspath(path))  # noqa: PTH100  a final link must not be followed
+    real, origin = path.resolve(), source.resolve()
+    if real == origin:
+        raise UsageError("--mlx-path", f"{path} is the source itself", "choose another folder")
+    if origin in real.parents:
+        raise UsageError("--mlx-path", f"{path} lies inside the source", "choose another folder")
+    if real in {*origin.parents, *Path.cwd().resolve().parents, Path.cwd().resolve(), Path.home()}:
+        raise UsageError("--mlx-path", f"{path} holds more than a model", "choose a new folder")
+    if not path.name:
+        raise UsageError("--mlx-path", f"{path} has no name of its own", "choose a new folder")
+    parent = path.parent
+    if not parent.is_dir():
+        raise DestinationError(parent, "there is no such folder", f"mkdir -p {parent}")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise DestinationError(parent, "can't be written", "choose another folder")
+    replaces = path.is_symlink() or path.exists()
+    if path.is_dir() and not path.is_symlink() and not disk.list_folder(path):
+        return Destination(path, replaces=False)
+    if replaces and not force:
+        raise UsageError(
+            "--mlx-path", f"{path} exists already", "choose another folder, or replace it with --force"
+        )
+    return Destination(path, replaces)
+
+
+@contextmanager
+def staged(destination: Destination) -> Iterator[Path]:
+    """An empty folder beside the destination, ours alone, gone at the end unless published.
+
+    Raises:
+        DestinationError: another process is converting to the same destination.
+        DiskError: the folder can't be made.
+    """
+    staging = destination.staging
+    _restore(destination)
+    if staging.exists():
+        with _locked(staging):
+            disk.remove_tree(staging)
+    disk.make_folder(staging)
+    with _locked(staging):
+        disk.write_whole(staging / _OWNER, json.dumps({"pid": os.getpid()}).encode())
+        try:
+            yield staging
+        finally:
+            if staging.exists():
+                disk.remove_tree(staging)
+
+
+def publish(destination: Destination) -> None:
+    """Put the staged folder in the destination's place and wait until that is on disk.
+
+    Raises:
+        DiskError: a rename failed; what was there before is there again.
+    """
+    staging = destination.staging
+    disk.remove(staging / _OWNER)
+    disk.fsync_folder(staging)
+    if destination.replaces:
+        disk.rename(destination.path, destination.retired)
+    try:
+        disk.rename(staging, destination.path)
+    except DiskError:
+        _restore(destination)
+        raise
+    disk.fsync_folder(destination.path.parent)
+    if destination.replaces:
+        disk.remove_tree(destination.retired)
+
+
+def _restore(destination: Destination) -> None:
+    """Undo a replacement that stopped between its two renames."""
+    if not destination.retired.exists():
+        return
+    if destination.path.exists():
+        disk.remove_tree(destination.retired)
+    else:
+        disk.rename(destination.retired, destination.path)
+
+
+@contextmanager
+def _locked(staging: Path) -> Iterator[None]:
+    """Hold the staged folder; the system lets go of it when the process ends, however it ends."""
+    folder = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DestinationError(
+                staging, f"process {_owner(staging)} is converting to this destination", "wait for it"
+            ) from error
+        yield
+    finally:
+        os.close(folder)
+
+
+def _owner(staging: Path) -> str:
+    try:
+        return str(json.loads((staging / _OWNER).read_bytes())["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another"

@@ -1,0 +1,90 @@
+"""Everything of a model folder that is not weights: config, index, tokenizer, papers.
+
+Tokenizer and template files go across byte for byte; Python files never do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from checkpoint import disk
+from checkpoint.folder import FolderFiles
+from convert.plan import Plan
+
+_FILE_LIMIT = 1 << 30
+_NOT_FOR_THE_RESULT = ("_name_or_path", "auto_map")
+
+
+def write_model_files(
+    folder: Path,
+    source: Path,
+    files: FolderFiles,
+    plan: Plan,
+    config: dict[str, Any],
+    readme_note: str,
+) -> tuple[str, ...]:
+    """Write all files but the shards and the receipt.
+
+    Args:
+        folder: The staged folder.
+        source: The source folder.
+        files: What the source holds.
+        plan: The plan, for the index.
+        config: config.json's content.
+        readme_note: Goes on top of the README.
+
+    Returns:
+        The names of the files written.
+    """
+    written = {
+        "config.json": _as_json(_for_the_result(config)),
+        "model.safetensors.index.json": _as_json(plan.index()),
+    }
+    for name in (*files.tokenizer, *files.generation_config, *files.papers):
+        written[name] = disk.read_whole(source / name, _FILE_LIMIT)
+    readme = (
+        disk.read_whole(source / files.readme, _FILE_LIMIT).decode("utf-8", "replace")
+        if files.readme
+        else ""
+    )
+    written["README.md"] = with_note(readme, readme_note).encode()
+    for name, content in written.items():
+        path = folder / name
+        if path.parent != folder and not path.parent.exists():
+            disk.make_folder(path.parent)
+        disk.write_whole(path, content)
+    return tuple(written)
+
+
+def with_note(readme: str, note: str) -> str:
+    """A README with a note put before its text, after its YAML front matter if it has one."""
+    lines = readme.splitlines(keepends=True)
+    body = 0
+    if lines and lines[0].rstrip() == "---":
+        ends = (at for at, line in enumerate(lines[1:], 1) if line.rstrip() == "---")
+        body = next(ends, -1) + 1
+    quoted = "".join(f"> {line}\n" for line in note.splitlines())
+    return "".join([*lines[:body], quoted, "\n" if lines[body:] else "", *lines[body:]])
+
+
+def _for_the_result(config: dict[str, Any]) -> dict[str, Any]:
+    return dict(sorted((k, v) for k, v in config.items() if k not in _NOT_FOR_THE_RESULT))
+
+
+def _as_json(value: dict[str, Any]) -> bytes:
+    return json.dumps(_tagged(value), indent=4, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+
+def _tagged(value: Any) -> Any:
+    """Infinities as transformers writes them, so that the file stays valid JSON."""
+    if isinstance(value, float) and not math.isfinite(value):
+        name = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return {"__float__": name}
+    if isinstance(value, dict):
+        return {key: _tagged(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tagged(each) for each in value]
+    return value

@@ -1,0 +1,192 @@
+"""The whole conversion, readable at a glance: source, map, plan, stream, verify, publish.
+
+Owns the order of the steps and the checks between them; each step has its own module.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoint import disk
+from checkpoint.architecture.mapping import ModelMap, map_model
+from checkpoint.folder import FolderFiles, list_files
+from checkpoint.model_config import read_model_config
+from checkpoint.shards import read_catalog
+from checkpoint.source import SourceFolder
+from checkpoint.tokenizer_files import check_tokenizer
+from configs.errors import ArchitectureError, DiskError, SourceError
+from configs.schema import ConvertTable
+from convert.destination import Destination, publish, staged
+from convert.model_files import write_model_files
+from convert.plan import Plan
+from convert.planner import make_plan
+from convert.receipt import FILE, make_receipt, readme_note
+from convert.stream import Progress, stream_tensors
+from convert.verify import digest_file, verify_shards
+
+DTYPES = ("float16", "bfloat16", "float32")
+# Room for tokenizer, papers, and the file system's own needs.
+_DISK_MARGIN = 64 << 20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A conversion that has been checked and planned, but has written nothing.
+
+    Attributes:
+        source: The source folder.
+        files: What is in it.
+        model_map: The mapping onto the architecture.
+        plan: The plan.
+        config: config.json to be written.
+        dtype: What floating parameters are cast to, if anything.
+        warnings: What the user should know.
+    """
+
+    source: SourceFolder
+    files: FolderFiles
+    model_map: ModelMap
+    plan: Plan
+    config: dict[str, Any]
+    dtype: str | None
+    warnings: tuple[str, ...]
+
+
+def prepare(source: SourceFolder, table: ConvertTable) -> Prepared:
+    """Read what the source says of itself and plan the conversion.
+
+    Raises:
+        SourceError: the source is damaged, incomplete or not one that can be converted.
+        UsageError: the options don't fit it.
+    """
+    files = list_files(source.path)
+    config = read_model_config(source.path)
+    _refuse_quantized(config)
+    catalog = read_catalog(source.path)
+    dtype = table.dtype or source_dtype(config)
+    model_map = map_model(config, catalog, dtype)
+    check_tokenizer(source.path, embedding_rows(model_map))
+    plan, written_config = make_plan(model_map, table)
+    written_config = _with_dtype(written_config, dtype)
+    warnings = (
+        *catalog.warnings,
+        *(f"{p.name} is not quantized: {p.note}" for p in plan.parameters if _odd_columns(p.note)),
+    )
+    return Prepared(source, files, model_map, plan, written_config, dtype, warnings)
+
+
+def convert(
+    prepared: Prepared,
+    given: str,
+    table: ConvertTable,
+    destination: Destination,
+    progress: Callable[[int], AbstractContextManager[Progress]],
+) -> dict[str, Any]:
+    """Carry out a prepared conversion; the destination is whole at the end or untouched.
+
+    Args:
+        prepared: What `prepare` gave.
+        given: The source as the user named it.
+        table: The options in force.
+        destination: Where the result goes.
+        progress: Given the total bytes, a context whose value is told of every block.
+
+    Returns:
+        The receipt.
+
+    Raises:
+        DiskError: reading or writing failed, or there is too little room.
+        SourceError: a tensor holds infinite or NaN values.
+        VerifyError: what was written does not read back.
+    """
+    started = time.perf_counter()
+    plan = prepared.plan
+    check_free_space(destination.path.parent, plan.file_bytes)
+    with staged(destination) as folder:
+        with progress(plan.tensor_bytes) as tell:
+            checksums = stream_tensors(plan, prepared.model_map.recipes, folder, tell)
+        names = write_model_files(
+            folder,
+            prepared.source.path,
+            prepared.files,
+            plan,
+            prepared.config,
+            readme_note(given, plan, table),
+        )
+        receipt = make_receipt(
+            given=given,
+            source=prepared.source,
+            table=table,
+            dtype=prepared.dtype,
+            model_map=prepared.model_map,
+            plan=plan,
+            shards=verify_shards(folder, plan, checksums),
+            files=tuple(digest_file(folder, name) for name in sorted(names)),
+            warnings=prepared.warnings,
+            seconds=time.perf_counter() - started,
+        )
+        text = json.dumps(receipt, indent=2, ensure_ascii=False)
+        disk.write_whole(folder / FILE, text.encode() + b"\n")
+        publish(destination)
+    return receipt
+
+
+def check_free_space(parent: Path, needed: int) -> None:
+    """Refuse a conversion that the disk has no room for.
+
+    Raises:
+        DiskError: with what is needed and what is free.
+    """
+    free = disk.free_bytes(parent)
+    if free < needed + _DISK_MARGIN:
+        raise DiskError(
+            parent,
+            f"{(needed + _DISK_MARGIN) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free",
+            "free some space or choose another disk with --mlx-path",
+        )
+
+
+def source_dtype(config: dict[str, Any]) -> str | None:
+    """The dtype a config asks for, under its old or its new key, if it is one we carry."""
+    text_config = config.get("text_config") or {}
+    for value in (
+        config.get("torch_dtype"),
+        config.get("dtype"),
+        text_config.get("torch_dtype"),
+        text_config.get("dtype"),
+    ):
+        if value is not None:
+            return value if value in DTYPES else None
+    return None
+
+
+def embedding_rows(model_map: ModelMap) -> int | None:
+    """Rows of the input embeddings, when the architecture names them in the usual way."""
+    for name, recipe in model_map.recipes.items():
+        if name.rpartition(".")[0].rpartition(".")[2] in ("embed_tokens", "wte", "embedding"):
+            return recipe.shape[0]
+    return None
+
+
+def _refuse_quantized(config: dict[str, Any]) -> None:
+    if "quantization" in config:
+        raise SourceError(
+            "config.json", "this is an MLX folder that is quantized already", "use its source"
+        )
+    quantized = config.get("quantization_config") or (config.get("text_config") or {}).get(
+        "quantization_config"
+    )
+    if quantized:
+        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+        raise ArchitectureError(
+            "config.json",
+            f"the source is quantized ({method}), which can't be read",
+            "use the model's 16-bit checkpoint",
+        )

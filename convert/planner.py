@@ -1,0 +1,177 @@
+"""Makes the plan: which parameter is quantized how, and how large everything becomes.
+
+Lets mlx-lm's model and MLX's own `nn.quantize` decide, over placeholders, so
+that names, shapes and the choice of layers are theirs. Reads no tensor data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from checkpoint.architecture.mapping import ModelMap
+from checkpoint.architecture.recipes import Copy, Recipe
+from checkpoint.dtypes import DTYPES
+from configs.errors import UsageError
+from configs.schema import ConvertTable
+from convert.plan import Operation, OutputTensor, Parameter, Plan, Quantization, lay_out
+
+_SAFETENSORS_NAMES = {dtype.mlx: dtype.name for dtype in DTYPES.values() if not dtype.needs_scales}
+
+# What the process holds besides tensors: the interpreter, MLX, mlx-lm's architecture, the plan.
+_BASE_BYTES = 96 << 20
+_BYTES_PER_SOURCE = 6 << 10
+# Blocks in flight, each as read, converted and packed.
+_BLOCK_COPIES = 6
+
+BLOCK_BYTES = 8 << 20
+"""Aim for the bytes of one row block as read."""
+
+
+def make_plan(model_map: ModelMap, table: ConvertTable) -> tuple[Plan, dict[str, Any]]:
+    """Plan a conversion.
+
+    Args:
+        model_map: The checkpoint mapped onto its architecture; its model is
+            quantized in place (placeholders only).
+        table: What is asked for.
+
+    Returns:
+        The plan, and config.json as it is to be written.
+
+    Raises:
+        UsageError: a layer rule matches no module, or asks for groups that don't divide.
+    """
+    config = dict(model_map.config)
+    chosen: dict[str, Quantization] = {}
+    kept: dict[str, str] = {}
+    if table.quantize:
+        default = Quantization(table.bits, table.group_size, table.mode)
+        chosen, kept = _quantize(model_map.model, default, table)
+        config["quantization"] = default.as_config() | {
+            path: own.as_config() for path, own in chosen.items() if own != default
+        }
+        config["quantization_config"] = config["quantization"]
+    made = dict(tree_flatten(model_map.model.parameters()))
+    parameters = tuple(
+        _parameter(name, recipe, made, chosen, kept) for name, recipe in model_map.recipes.items()
+    )
+    peak = (
+        _BASE_BYTES
+        + sum(len(parameter.sources) for parameter in parameters) * _BYTES_PER_SOURCE
+        + BLOCK_BYTES * _BLOCK_COPIES
+        + max(parameter.resident_bytes for parameter in parameters)
+    )
+    return Plan(parameters, lay_out(parameters, table.max_shard_size), peak), config
+
+
+def _quantize(
+    model: Any, default: Quantization, table: ConvertTable
+) -> tuple[dict[str, Quantization], dict[str, str]]:
+    """Quantize the placeholders.
+
+    Returns:
+        How each quantized module is packed, and why each other one is kept.
+    """
+    own: Callable[[str, nn.Module], bool | dict[str, Any]] | None = getattr(
+        model, "quant_predicate", None
+    )
+    chosen: dict[str, Quantization] = {}
+    kept: dict[str, str] = {}
+    unmatched = {rule.pattern for rule in table.layers}
+
+    def choose(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if not hasattr(module, "to_quantized"):
+            return False
+        columns = module.weight.shape[-1]
+        rule = table.rule_for(path)
+        if rule is not None:
+            unmatched.discard(rule.pattern)
+        if rule is not None and rule.keep:
+            kept[path] = f"kept by the rule {rule.pattern!r}"
+            return False
+        if rule is not None:
+            wanted = _merged(asdict(rule), default)
+        elif columns % default.group_size:
+            kept[path] = f"{columns} columns aren't a multiple of {default.group_size}"
+            return False
+        else:
+            decided = own(path, module) if own is not None else True
+            if not decided:
+                kept[path] = "kept by the architecture"
+                return False
+            wanted = _merged(decided if isinstance(decided, dict) else {}, default)
+        if columns % wanted.group_size:
+            raise UsageError(
+                "convert.layers",
+                f"{path} has {columns} columns, which groups of {wanted.group_size} don't divide",
+            )
+        chosen[path] = wanted
+        return wanted.as_config()
+
+    nn.quantize(
+        model, default.group_size, default.bits, mode=default.mode, class_predicate=choose
+    )
+    if unmatched:
+        raise UsageError(
+            "convert.layers", f"no layer matches {', '.join(map(repr, sorted(unmatched)))}"
+        )
+    if not chosen:
+        raise UsageError(
+            "--quantize",
+            f"no layer of {model.model_type} can be quantized in groups of {default.group_size}",
+            "use a smaller --group-size",
+        )
+    return chosen, kept
+
+
+def _merged(values: dict[str, Any], default: Quantization) -> Quantization:
+    return Quantization(
+        values.get("bits") or default.bits,
+        values.get("group_size") or default.group_size,
+        values.get("mode") or default.mode,
+    )
+
+
+def _parameter(
+    name: str,
+    recipe: Recipe,
+    made: dict[str, mx.array],
+    chosen: dict[str, Quantization],
+    kept: dict[str, str],
+) -> Parameter:
+    module, _, leaf = name.rpartition(".")
+    quantization = chosen.get(module) if leaf == "weight" else None
+    names = [name]
+    operation: Operation = "copy" if isinstance(recipe, Copy) else "cast"
+    if quantization is not None:
+        operation = "quantize"
+        names += [each for each in (f"{module}.scales", f"{module}.biases") if each in made]
+    elif {ref.dtype for ref in recipe.sources()} == {_safetensors_name(recipe.dtype)}:
+        operation = "copy"
+    outputs = tuple(
+        OutputTensor(
+            each, _safetensors_name(made[each].dtype), tuple(made[each].shape), made[each].nbytes
+        )
+        for each in names
+    )
+    return Parameter(
+        name=name,
+        shape=recipe.shape,
+        dtype=_safetensors_name(recipe.dtype),
+        operation=operation,
+        quantization=quantization,
+        outputs=outputs,
+        sources=tuple(ref.name for ref in recipe.sources()),
+        resident_bytes=recipe.resident_bytes,
+        note=kept.get(module, "") if leaf == "weight" else "",
+    )
+
+
+def _safetensors_name(dtype: mx.Dtype) -> str:
+    return _SAFETENSORS_NAMES[str(dtype).rpartition(".")[2]]

@@ -1,0 +1,117 @@
+"""The receipt of a conversion: what was made from what, how, and how large it came out.
+
+Written as conversion.json into the model folder and printed by `--json`. Field
+names are fixed; more may be added.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import resource
+import sys
+from dataclasses import asdict
+from typing import Any
+
+from checkpoint.architecture.mapping import ModelMap
+from checkpoint.source import SourceFolder
+from configs.schema import ConvertTable
+from convert.plan import Plan
+from convert.verify import FileDigest
+
+FILE = "conversion.json"
+_VERSIONS_OF = ("mlx-ferry", "mlx", "mlx-lm", "transformers", "safetensors")
+
+
+def make_receipt(
+    *,
+    given: str,
+    source: SourceFolder,
+    table: ConvertTable,
+    dtype: str | None,
+    model_map: ModelMap,
+    plan: Plan,
+    shards: tuple[FileDigest, ...],
+    files: tuple[FileDigest, ...],
+    warnings: tuple[str, ...],
+    seconds: float,
+) -> dict[str, Any]:
+    """The receipt's content.
+
+    Args:
+        given: The source as the user named it.
+        source: What it was resolved to.
+        table: The options in force.
+        dtype: The dtype floating parameters were cast to, if any.
+        model_map: The mapping.
+        plan: The plan that was carried out.
+        shards: The shards with their digests.
+        files: All other files with theirs.
+        warnings: What the user was warned of.
+        seconds: Wall time of the conversion.
+    """
+    quantized = [parameter for parameter in plan.parameters if parameter.quantization]
+    return {
+        "source": {
+            "given": given,
+            "origin": source.origin,
+            "repo_id": source.repo_id,
+            "commit": source.commit,
+        },
+        "architecture": model_map.architecture,
+        "options": {
+            "quantize": table.quantize,
+            **(
+                {
+                    "bits": table.bits,
+                    "group_size": table.group_size,
+                    "mode": table.mode,
+                    "method": table.method,
+                }
+                if table.quantize
+                else {}
+            ),
+            "dtype": dtype,
+            "max_shard_size": table.max_shard_size,
+            "layers": [asdict(rule) for rule in table.layers],
+        },
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS_OF}
+        | {"python": platform.python_version(), "platform": platform.platform()},
+        "parameters": plan.weights,
+        "quantized_parameters": sum(parameter.size for parameter in quantized),
+        "bits_per_weight": plan.bits_per_weight,
+        "tensor_bytes": plan.tensor_bytes,
+        "shards": [_digest(shard) for shard in shards],
+        "files": [_digest(file) for file in files],
+        "kept": [
+            {"name": parameter.name, "reason": parameter.note}
+            for parameter in plan.parameters
+            if parameter.note
+        ],
+        "dropped": [asdict(dropped) for dropped in model_map.dropped],
+        "notes": list(model_map.notes),
+        "warnings": list(warnings),
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
+
+
+def _digest(file: FileDigest) -> dict[str, Any]:
+    return {"file": file.file, "bytes": file.nbytes, "sha256": file.sha256}
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory this process has had so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def readme_note(given: str, plan: Plan, table: ConvertTable) -> str:
+    """The short note on top of the README."""
+    how = f"quantized to {table.bits} bits ({table.mode}, groups of {table.group_size})"
+    return (
+        f"Converted to MLX from {given} by mlx-ferry"
+        f" {importlib.metadata.version('mlx-ferry')}:"
+        f" {how if table.quantize else 'not quantized'},"
+        f" {plan.bits_per_weight:.2f} bits per weight. {FILE} has the details."
+    )

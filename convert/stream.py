@@ -1,0 +1,123 @@
+"""Streams parameters from the source into shards, row block by row block.
+
+Reading, computing and writing overlap: while blocks are computed on MLX's
+streams, the next is read here and the one before is written. Owns that overlap;
+what a block is comes from the recipe and the plan.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import mlx.core as mx
+
+from checkpoint.architecture.reader import TensorReader
+from checkpoint.architecture.recipes import Recipe, row_blocks
+from configs.errors import SourceError
+from convert.plan import Parameter, Plan
+from convert.planner import BLOCK_BYTES
+from convert.quantize import is_finite, largest_exponent, round_to_nearest
+from convert.shard_file import ShardFile
+
+_SHOWN = 3
+
+Progress = Callable[[str, int], None]
+"""Told a parameter's name and how many bytes of it were just written."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block whose values are being computed."""
+
+    parameter: Parameter
+    arrays: tuple[mx.array, ...]
+    exponent: mx.array
+    dtype: mx.Dtype
+
+
+def stream_tensors(
+    plan: Plan, recipes: Mapping[str, Recipe], folder: Path, progress: Progress
+) -> dict[str, int]:
+    """Write every shard of the plan.
+
+    Args:
+        plan: What to write.
+        recipes: How each parameter is made.
+        folder: The staged folder; it holds none of the shards yet.
+        progress: Called after every block.
+
+    Returns:
+        The CRC-32 of every tensor written.
+
+    Raises:
+        DiskError: reading or writing failed.
+        SourceError: a tensor holds infinities or NaN.
+    """
+    checksums: dict[str, int] = {}
+    # Memory that MLX keeps for reuse counts as ours; a few blocks' worth is enough.
+    before = mx.set_cache_limit(4 * BLOCK_BYTES)
+    try:
+        with TensorReader() as reader:
+            for shard in plan.shards:
+                with ShardFile(folder, shard) as file:
+                    for block in _compute(shard.parameters, recipes, reader):
+                        _write(block, file, progress)
+                checksums |= file.checksums
+    finally:
+        mx.set_cache_limit(before)
+    return checksums
+
+
+def _compute(
+    parameters: Iterable[Parameter], recipes: Mapping[str, Recipe], reader: TensorReader
+) -> Iterator[_Block]:
+    """Blocks in order, each given out once the ones after it are under way."""
+    streams = itertools.cycle(_streams())
+    waiting: deque[_Block] = deque()
+    for parameter in parameters:
+        recipe = recipes[parameter.name]
+        row_bytes = recipe.dtype.size * (recipe.shape[-1] if len(recipe.shape) > 1 else 1)
+        for box in row_blocks(recipe.shape, row_bytes, BLOCK_BYTES):
+            with mx.stream(next(streams)):
+                values = recipe.read(box, reader)
+                exponent = largest_exponent(values)
+                arrays = (
+                    round_to_nearest(values, parameter.quantization)
+                    if parameter.quantization
+                    else (values,)
+                )
+            mx.async_eval(exponent, *arrays)
+            waiting.append(_Block(parameter, arrays, exponent, recipe.dtype))
+            del values, arrays
+            if len(waiting) > len(_streams()):
+                yield waiting.popleft()
+        recipe.release()
+    yield from waiting
+
+
+@cache
+def _streams() -> tuple[mx.Stream, ...]:
+    """A CPU stream is one thread, so there are two; a GPU fills itself from one."""
+    if mx.default_device() == mx.Device(mx.cpu):
+        return mx.new_stream(mx.cpu), mx.new_stream(mx.cpu)
+    return (mx.default_stream(mx.default_device()),)
+
+
+def _write(block: _Block, file: ShardFile, progress: Progress) -> None:
+    if not is_finite(block.exponent, block.dtype):
+        parameter = block.parameter
+        narrowed = parameter.operation != "copy" and block.dtype == mx.float16
+        raise SourceError(
+            ", ".join(parameter.sources[:_SHOWN]),
+            f"{parameter.name} holds infinite or NaN values",
+            "they may be too large for float16: try --dtype bfloat16"
+            if narrowed
+            else "the checkpoint is damaged: download it again",
+        )
+    for tensor, array in zip(block.parameter.outputs, block.arrays, strict=True):
+        progress(block.parameter.name, file.append(tensor.name, array))

@@ -1,0 +1,74 @@
+"""The one stream of events that every entry point renders.
+
+Owns the event types. Knows nothing of how they are made or shown. Each event
+names its request, since one stream carries many of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.errors import FerryError
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens counted; `cached_tokens` of the prompt needed no prefill.
+
+    `completion_tokens` counts every token the model produced, the one that ended
+    the answer included.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds of one request. A request that produced no token has None for the first."""
+
+    first_token_seconds: float | None
+    prefill_tokens_per_second: float | None
+    decode_tokens_per_second: float | None
+
+
+@dataclass(frozen=True)
+class Started:
+    """The request's prompt begins to be read."""
+
+    request: str
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Delta:
+    """More of the answer's text; never empty, never part of a character or stop string."""
+
+    request: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The answer is whole, or as whole as it will be (`error` says why it is not)."""
+
+    request: str
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+    error: FerryError | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The request could not be run at all."""
+
+    request: str
+    error: FerryError
+
+
+Event = Started | Delta | Finished | Failed

@@ -1,0 +1,265 @@
+"""Text to token ids and back, by the `tokenizers` library.
+
+Owns reading a folder's tokenizer files, the special tokens and the ids that end an
+answer. Knows nothing of templates' syntax, of sampling or of models.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from checkpoint.json_file import read_json_object
+from configs.errors import ConfigError, ModelConfigError, RequestError, TokenizerError
+from inference.segments import Segment, SegmentEncoder
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+_SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
+_OTHER_FORMATS = ("tokenizer.model", "vocab.json", "spiece.model", "tekken.json", "vocab.txt")
+
+
+class Tokenizer:
+    """One folder's tokenizer.
+
+    Args:
+        backend: The tokenizers library's object.
+        config: tokenizer_config.json, or what stands for it.
+        eos_ids: Ids that end an answer.
+        where: The file to name in errors.
+    """
+
+    def __init__(
+        self, backend: Backend, config: Mapping[str, Any], eos_ids: frozenset[int], where: Path
+    ) -> None:
+        self._backend = backend
+        self._config = config
+        self._where = where
+        self.eos_ids = eos_ids
+        self.special_tokens = {
+            name: text for name in _SPECIAL_NAMES if (text := _token_text(config.get(name)))
+        }
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        self.highest_id = max(vocabulary.values(), default=-1)
+        self._longest = max((len(token) for token in vocabulary), default=1)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a plain prompt; special tokens spelt out in it count as such.
+
+        The tokenizer's own beginning-of-sequence token is put in front, once.
+        """
+        with _panics_named(self._where):
+            ids = list(self._backend.encode(text, add_special_tokens=True).ids)
+        bos = self._id_of(self.special_tokens.get("bos_token"))
+        if bos is None:
+            return ids
+        if ids[:2] == [bos, bos]:
+            del ids[0]
+        if self._config.get("add_bos_token") is True and ids[:1] != [bos]:
+            ids.insert(0, bos)
+        return ids
+
+    def encode_segments(self, segments: Sequence[Segment], control: Iterable[str]) -> list[int]:
+        """Ids of a rendered chat, in which only the template writes `control` tokens."""
+        known = {text: id_ for text in control if (id_ := self._id_of(text)) is not None}
+        with _panics_named(self._where):
+            return SegmentEncoder(self._backend, known).encode(segments)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """Text of the ids; special tokens are left out of it, and unknown ids always are."""
+        return str(self._backend.decode(ids, skip_special_tokens=skip_special))
+
+    def special(self) -> list[str]:
+        """The tokens that are marked special, by their text."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special]
+
+    def control_tokens(self, template: str) -> list[str]:
+        """The tokens that mean something to the model: the special ones, and those of its template.
+
+        A token of white space alone is ordinary text.
+        """
+        added = self._backend.get_added_tokens_decoder().values()
+        return [
+            token.content
+            for token in added
+            if token.content.strip() and (token.special or token.content in template)
+        ]
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse a tokenizer with ids that the embedding has no row for.
+
+        Raises:
+            TokenizerError: With the highest id and the number of rows.
+        """
+        if self.highest_id >= rows:
+            raise TokenizerError(
+                self._where,
+                f"has token id {self.highest_id}, and the embedding has {rows} rows",
+                "use the tokenizer that belongs to these weights",
+            )
+
+    def check_length(self, text: str, context: int | None) -> None:
+        """Refuse text that can't fit the context, before time goes into encoding it.
+
+        Raises:
+            RequestError: With the counts.
+        """
+        # A character of a token may stand for a few bytes, and a normalizer may shorten text.
+        most = None if context is None else 4 * context * self._longest
+        if most is not None and len(text) > most:
+            raise RequestError(
+                "--prompt",
+                f"has {len(text)} characters, and a context of {context} tokens holds "
+                f"at most {most}",
+                "shorten it",
+            )
+
+    def _id_of(self, text: str | None) -> int | None:
+        found: int | None = None if text is None else self._backend.token_to_id(text)
+        return found
+
+
+def load_tokenizer(
+    folder: Path, config: Mapping[str, Any], eos_tokens: Sequence[str] = ()
+) -> Tokenizer:
+    """Read a folder's tokenizer.
+
+    Args:
+        folder: The model folder.
+        config: Its config.json.
+        eos_tokens: More tokens, as text, that end an answer.
+
+    Raises:
+        TokenizerError: It is missing or invalid.
+        ConfigError: One of `eos_tokens` is not a token.
+    """
+    path = folder / "tokenizer.json"
+    settings = _optional(folder / "tokenizer_config.json", TokenizerError)
+    backend = _read_backend(path) if path.is_file() else _convert_backend(folder)
+    eos = _eos_ids(folder, config, settings, backend)
+    for text in eos_tokens:
+        found = backend.token_to_id(text)
+        if found is None:
+            raise ConfigError(
+                "tokenizer.eos_tokens", f"{text!r} is not a token of {path}", "check its spelling"
+            )
+        eos.add(found)
+    return Tokenizer(backend, settings, frozenset(eos), path)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds tokenizer files of any format we can read."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", *_OTHER_FORMATS))
+
+
+def _read_backend(path: Path) -> Backend:
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        with _panics_named(path):
+            return Backend.from_file(str(path))
+    except TokenizerError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        raise TokenizerError(path, f"is not a valid tokenizer ({error})", "download it again") from error
+
+
+def _convert_backend(folder: Path) -> Backend:
+    """The older formats, by transformers, which takes seconds to import."""
+    if not has_tokenizer(folder):
+        raise TokenizerError(
+            folder / "tokenizer.json", "is missing", "copy it from the source of the model"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, local_files_only=True
+        )
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise TokenizerError(folder, f"transformers can't read its tokenizer ({first})") from error
+    backend = getattr(loaded, "backend_tokenizer", None)
+    if backend is None:
+        raise TokenizerError(
+            folder, "has a tokenizer written in Python alone", "save it as tokenizer.json"
+        )
+    converted: Backend = backend
+    return converted
+
+
+def _eos_ids(
+    folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any], backend: Backend
+) -> set[int]:
+    generation = _optional(folder / "generation_config.json", ModelConfigError)
+    text_config = config.get("text_config")
+    sources: list[tuple[str, Mapping[str, Any]]] = [
+        ("generation_config.json", generation),
+        ("config.json", config),
+        ("config.json", text_config if isinstance(text_config, dict) else {}),
+    ]
+    found: set[int] = set()
+    for name, source in sources:
+        value = source.get("eos_token_id")
+        if value is None:
+            continue
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < 2**31:
+                raise ModelConfigError(folder / name, f"eos_token_id {item!r} is not a token id")
+            found.add(item)
+    text = _token_text(settings.get("eos_token"))
+    named = None if text is None else backend.token_to_id(text)
+    if named is not None:
+        found.add(named)
+    return found
+
+
+def _token_text(value: object) -> str | None:
+    """The text of a token as tokenizer_config.json writes it: alone, or in an object."""
+    if isinstance(value, dict):
+        value = value.get("content")
+    return value if isinstance(value, str) else None
+
+
+def _optional(path: Path, error: type[TokenizerError] | type[ModelConfigError]) -> dict[str, Any]:
+    return read_json_object(path, error) if path.is_file() else {}
+
+
+@contextmanager
+def _panics_named(where: Path) -> Iterator[None]:
+    """Turn a panic inside the tokenizers library into a TokenizerError.
+
+    A panic is not an `Exception`, and the library writes its own report of it to file
+    descriptor 2, which is kept from the user's terminal.
+    """
+    with _stderr_closed():
+        try:
+            yield
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            raise TokenizerError(
+                where, f"the tokenizer gave up on this text ({error})", "shorten or change it"
+            ) from error
+
+
+@contextmanager
+def _stderr_closed() -> Iterator[None]:
+    try:
+        saved = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
