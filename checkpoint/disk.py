@@ -35,8 +35,15 @@ _EXPLAINED = {
     errno.ENOENT: ("there is no such file or folder", ""),
     errno.ENOTDIR: ("a part of the path is a file, not a folder", ""),
     errno.EMFILE: ("too many files are open", "raise the limit with `ulimit -n 4096`"),
-    errno.ENXIO: ("it is a socket or a device, not a file", ""),
     errno.ELOOP: ("the symbolic links go round in a circle", ""),
+}
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
 }
 
 
@@ -69,13 +76,20 @@ def open_read(path: Path) -> int:
         DiskError: It can't be opened.
     """
     with _doing("open", path):
+        _refuse_special(path, path.stat().st_mode)  # to open a device may already do something
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        mode = os.fstat(fd).st_mode
-    if stat.S_ISREG(mode):
-        return fd
-    os.close(fd)
-    kind = "a folder" if stat.S_ISDIR(mode) else "a FIFO" if stat.S_ISFIFO(mode) else "a device"
-    raise SourceError(path, f"is {kind}, not a file", "put the real file in its place")
+    try:
+        _refuse_special(path, os.fstat(fd).st_mode)
+    except SourceError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _refuse_special(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise SourceError(path, f"is {kind}, not a file", "put the real file in its place")
 
 
 @contextmanager
@@ -206,6 +220,12 @@ def rename(path: Path, target: Path) -> None:
         path.rename(target)
 
 
+def remove(path: Path) -> None:
+    """Remove a file."""
+    with _doing("remove", path):
+        path.unlink()
+
+
 def remove_tree(path: Path) -> None:
     """Remove a folder and what is in it; links are removed, never followed."""
     with _doing("remove", path):
@@ -216,6 +236,15 @@ def list_folder(path: Path) -> list[str]:
     """The names in a folder, sorted."""
     with _doing("list", path):
         return sorted(os.listdir(path))  # noqa: PTH208  names are wanted, not paths
+
+
+def is_folder(path: Path) -> bool:
+    """Whether the path leads to a folder."""
+    with _doing("look at", path):
+        try:
+            return stat.S_ISDIR(path.stat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
 
 def free_bytes(path: Path) -> int:

@@ -6,6 +6,7 @@ is still being written. Knows nothing of what stands in the files.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -64,8 +65,8 @@ def file_in(folder: Path, name: str) -> Path:
     path = folder / name
     if not path.is_symlink():
         return path
-    real = path.resolve()
-    root = folder.resolve()
+    # Not `resolve`, which raises on a circle of links; opening that tells it better.
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     homes = [root]
     if root.parent.name == "snapshots" and root.parents[1].name.startswith("models--"):
         # A model's own blobs, and those that the cache shares between models.

@@ -36,6 +36,7 @@ _OTHER_FORMATS = {
     b"<!doctype html": ("is an HTML page, not a safetensors file", _AGAIN),
     b"<html": ("is an HTML page, not a safetensors file", _AGAIN),
     b"<?xml": ("is an XML page, not a safetensors file", _AGAIN),
+    b'{"error"': ("is a server's error message, not a safetensors file", _AGAIN),
     b"pk\x03\x04": ("is a zip archive (a PyTorch file?)", "save it as safetensors"),
     b"gguf": ("is a GGUF file", "use the safetensors checkpoint it was made from"),
     b"\x1f\x8b": ("is compressed with gzip", "unpack it first"),
@@ -71,12 +72,14 @@ def read_header(path: Path) -> Header:
         file_bytes = disk.file_bytes(fd, path)
         start = bytearray(min(file_bytes, 64))
         disk.read_into(fd, path, start, 0)
-        _refuse_other_formats(path, start)
+        starts_well = start[_LENGTH_BYTES:].startswith(b"{")
+        if not starts_well:
+            _refuse_other_formats(path, start)
         length = _header_length(path, start, file_bytes)
+        if not starts_well:
+            raise _invalid(path, "it does not begin with {")
         text = bytearray(length)
         disk.read_into(fd, path, text, _LENGTH_BYTES)
-    if not text.startswith(b"{"):
-        raise HeaderError(path, "has an invalid header: it does not begin with {", _AGAIN)
     entries = parse(text, path, _InvalidHeaderError)
     del text
     metadata = _metadata(path, entries.pop("__metadata__", {}))
@@ -94,6 +97,10 @@ class _InvalidHeaderError(HeaderError):
         super().__init__(where, f"has an invalid header: it {what}", mend or _AGAIN)
 
 
+def _invalid(path: Path, what: str) -> HeaderError:
+    return HeaderError(path, f"has an invalid header: {what}", _AGAIN)
+
+
 def _refuse_other_formats(path: Path, start: bytearray) -> None:
     begins = bytes(start).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     for magic, (what, mend) in _OTHER_FORMATS.items():
@@ -107,30 +114,28 @@ def _header_length(path: Path, start: bytearray, file_bytes: int) -> int:
         raise HeaderError(path, what, _AGAIN)
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
     if length > HEADER_LIMIT:
-        what = f"has an invalid header: a length of {length:,} bytes, over {HEADER_LIMIT:,}"
-        raise HeaderError(path, what, _AGAIN)
+        raise _invalid(path, f"a length of {length:,} bytes, over {HEADER_LIMIT:,}")
     if length > file_bytes - _LENGTH_BYTES:
         what = f"is truncated: its header has {length:,} bytes, the file only {file_bytes:,}"
         raise HeaderError(path, what, _AGAIN)
     if length < 2:
-        raise HeaderError(path, f"has an invalid header: a length of {length}", _AGAIN)
+        raise _invalid(path, f"a length of {length}")
     return length
 
 
 def _metadata(path: Path, value: object) -> dict[str, str]:
     if not isinstance(value, dict):
-        raise HeaderError(path, f"has an invalid header: __metadata__ is a {json_type(value)}")
+        raise _invalid(path, f"__metadata__ is {json_type(value)}, not an object")
     for key, text in value.items():
         if not isinstance(text, str):
-            what = f"__metadata__ {quoted(key)} is a {json_type(text)}, not a string"
-            raise HeaderError(path, f"has an invalid header: {what}")
+            raise _invalid(path, f"__metadata__ {quoted(key)} is {json_type(text)}, not a string")
     return value
 
 
 def _tensor(path: Path, name: str, entry: object, data_offset: int) -> TensorRef:
     """One entry of the header, checked by itself."""
     if not isinstance(entry, dict):
-        raise _refusal(path, name, f"is described by a {json_type(entry)}, not an object")
+        raise _refusal(path, name, f"is {json_type(entry)}, not an object")
     for field in entry:
         if field not in _FIELDS:
             raise _refusal(path, name, f"has an unknown field {quoted(field)}")
@@ -149,7 +154,7 @@ def _tensor(path: Path, name: str, entry: object, data_offset: int) -> TensorRef
 
 def _dtype(path: Path, name: str, value: object) -> Dtype:
     if not isinstance(value, str):
-        raise _refusal(path, name, f"has a dtype that is a {json_type(value)}, not a string")
+        raise _refusal(path, name, f"has a dtype that is {json_type(value)}, not a string")
     dtype = DTYPES.get(value)
     if dtype is None:
         why = "which MLX can't carry" if value in NOT_CARRIED else "which is unknown"
@@ -160,12 +165,14 @@ def _dtype(path: Path, name: str, value: object) -> Dtype:
 
 def _shape(path: Path, name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, list):
-        raise _refusal(path, name, f"has a shape that is a {json_type(value)}, not an array")
+        raise _refusal(path, name, f"has a shape that is {json_type(value)}, not an array")
     if len(value) > _MOST_DIMENSIONS:
         raise _refusal(path, name, f"has {len(value):,} dimensions, over {_MOST_DIMENSIONS}")
     for dimension in value:
         if type(dimension) is not int:
-            shown = quoted(dimension) if isinstance(dimension, str) else json.dumps(dimension)
+            shown = json_type(dimension)
+            if isinstance(dimension, str | bool | float):
+                shown = json.dumps(dimension)[:40]
             raise _refusal(path, name, f"has a dimension that is not an integer: {shown}")
         if not 0 <= dimension <= _LARGEST_DIMENSION:
             what = f"has the dimension {dimension}, outside 0 to {_LARGEST_DIMENSION}"
@@ -174,8 +181,9 @@ def _shape(path: Path, name: str, value: object) -> tuple[int, ...]:
 
 
 def _offsets(path: Path, name: str, value: object) -> tuple[int, int]:
-    match value:
-        case [int(begin), int(end)] if type(begin) is type(end) is int and 0 <= begin <= end:
+    if isinstance(value, list) and len(value) == 2:
+        begin, end = value
+        if type(begin) is int and type(end) is int and 0 <= begin <= end:
             return begin, end
     raise _refusal(path, name, "has data_offsets that are not two ascending byte offsets")
 
@@ -186,17 +194,22 @@ def _refusal(path: Path, name: str, what: str) -> HeaderError:
 
 def _refuse_gaps(path: Path, refs: list[TensorRef], data_offset: int, file_bytes: int) -> None:
     """Hold the tensors, in the order of their bytes, to fill the file exactly."""
-    end, before = data_offset, "the header"
+    end, last = data_offset, None
     for ref in refs:
-        if ref.offset < end:
-            raise HeaderError(path, f"{before} and tensor {quoted(ref.name)} overlap", _AGAIN)
-        if ref.offset > end:
-            gap = f"{ref.offset - end:,} bytes between {before} and tensor {quoted(ref.name)}"
-            raise HeaderError(path, f"has a hole: {gap} belong to no tensor", _AGAIN)
-        end, before = ref.offset + ref.nbytes, f"tensor {quoted(ref.name)}"
+        if ref.offset != end:
+            before, here = _called(last), _called(ref)
+            if ref.offset < end:
+                raise HeaderError(path, f"{before} and {here} overlap", _AGAIN)
+            hole = f"{ref.offset - end:,} bytes between {before} and {here}"
+            raise HeaderError(path, f"has a hole: {hole} belong to no tensor", _AGAIN)
+        end, last = end + ref.nbytes, ref
     if end > file_bytes:
-        what = f"is truncated: {before} ends at byte {end:,}, the file at {file_bytes:,}"
+        what = f"is truncated: {_called(last)} ends at byte {end:,}, the file at {file_bytes:,}"
         raise HeaderError(path, what, _AGAIN)
     if end < file_bytes:
-        what = f"has {file_bytes - end:,} bytes after {before}, which belong to no tensor"
+        what = f"has {file_bytes - end:,} bytes after {_called(last)}, which belong to no tensor"
         raise HeaderError(path, what, _AGAIN)
+
+
+def _called(ref: TensorRef | None) -> str:
+    return "the header" if ref is None else f"tensor {quoted(ref.name)}"

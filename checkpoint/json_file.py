@@ -18,6 +18,13 @@ from configs.errors import SourceError
 
 CONFIG_LIMIT = 10_000_000
 _LONGEST_SHOWN = 80
+_JSON_TYPES = {
+    dict: "an object",
+    list: "an array",
+    str: "a string",
+    bool: "a boolean",
+    type(None): "null",
+}
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -76,14 +83,13 @@ def read_json_object(
     """
     value = parse(disk.read_whole(path, limit), path, error)
     if not isinstance(value, dict):
-        raise error(path, f"is a JSON {json_type(value)}, not an object")
+        raise error(path, f"holds {json_type(value)} where an object was expected")
     return value
 
 
 def json_type(value: object) -> str:
-    """What JSON calls the type of a parsed value."""
-    names = {dict: "object", list: "array", str: "string", bool: "boolean", type(None): "null"}
-    return names.get(type(value), "number")
+    """What JSON calls the type of a parsed value, with its article."""
+    return _JSON_TYPES.get(type(value), "a number")
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,10 +6,10 @@ and the comparison of index and shards. Reads no tensor's bytes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from checkpoint import disk
 from checkpoint.folder import WEIGHTS, WEIGHTS_INDEX, file_in, shown
@@ -19,6 +19,7 @@ from checkpoint.tensors import Catalog, TensorRef
 from configs.errors import ShardIndexError
 
 _INDEX_LIMIT = 100_000_000
+_PLAIN_NAME = re.compile(r"[^/\\:\x00-\x1f]+\.safetensors")
 _AGAIN = "download the folder again"
 _OTHER_FORMATS = {
     ".bin": "PyTorch pickles",
@@ -60,21 +61,22 @@ def read_catalog(folder: Path) -> Catalog:
         shards = [WEIGHTS]
     else:
         raise _no_weights(folder, names)
-    paths = [file_in(folder, name) for name in shards]
-    missing = [path.name for path in paths if not path.exists()]
+    present = set(names)
+    missing = [name for name in shards if name not in present or not (folder / name).exists()]
     if missing:
         what = f"{len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}"
         raise ShardIndexError(folder, what, "download them")
+    paths = [file_in(folder, name) for name in shards]
     headers = [read_header(path) for path in paths]
-    tensors = _join(folder, headers)
+    tensors = _join(headers)
     warnings = [
-        f"{folder / name} is not in the index and is left out"
+        f"{folder / name} is not one of the model's shards and is left out"
         for name in names
         if name.endswith(".safetensors") and name not in shards
     ]
     if index is not None:
         _compare(index, tensors)
-        warnings += _size_warning(index, tensors)
+        warnings += _size_warnings(index, tensors)
     metadata: dict[str, str] = {}
     for header in headers:
         metadata = header.metadata | metadata
@@ -89,5 +91,73 @@ def _read_index(folder: Path) -> _Index:
         raise ShardIndexError(path, "has no object named weight_map", _AGAIN)
     if not weight_map:
         raise ShardIndexError(path, "has an empty weight_map", _AGAIN)
-    for name in set(map(_shard_name, weight_map.values()))
-    ...
+    for tensor, shard in weight_map.items():
+        if not isinstance(shard, str) or not _PLAIN_NAME.fullmatch(shard):
+            given = quoted(shard) if isinstance(shard, str) else json_type(shard)
+            what = f"puts tensor {quoted(tensor)} into {given}"
+            mend = "each must be the plain name of a .safetensors file beside the index"
+            raise ShardIndexError(path, what, mend)
+    metadata = content.get("metadata")
+    total_size = metadata.get("total_size") if isinstance(metadata, dict) else None
+    return _Index(path, weight_map, total_size)
+
+
+def _join(headers: list[Header]) -> dict[str, TensorRef]:
+    tensors: dict[str, TensorRef] = {}
+    for header in headers:
+        for name, ref in header.tensors.items():
+            other = tensors.setdefault(name, ref)
+            if other is not ref:
+                what = f"holds tensor {quoted(name)}, and so does {other.file.name}"
+                raise ShardIndexError(ref.file, what, _AGAIN)
+    return tensors
+
+
+def _compare(index: _Index, tensors: Mapping[str, TensorRef]) -> None:
+    """Hold the index and the shards to name the same tensors in the same places."""
+    weight_map = index.weight_map
+    absent = sorted(weight_map.keys() - tensors.keys())
+    unlisted = sorted(tensors.keys() - weight_map.keys())
+    moved = sorted(
+        name
+        for name, ref in tensors.items()
+        if weight_map.get(name, ref.file.name) != ref.file.name
+    )
+    told = [
+        f"{len(names):,} tensors {problem} ({shown(names)})"
+        for names, problem in (
+            (absent, "of the index are in no shard"),
+            (unlisted, "of the shards are not in the index"),
+            (moved, "are in another shard than the index says"),
+        )
+        if names
+    ]
+    if told:
+        raise ShardIndexError(index.path, "; ".join(told), _AGAIN)
+
+
+def _size_warnings(index: _Index, tensors: Mapping[str, TensorRef]) -> list[str]:
+    held = sum(ref.nbytes for ref in tensors.values())
+    if index.total_size is None or index.total_size == held:
+        return []
+    claimed = index.total_size
+    told = f"{claimed:,}" if isinstance(claimed, int | float) else json_type(claimed)
+    return [f"{index.path} gives total_size as {told}, but the shards hold {held:,} bytes"]
+
+
+def _no_weights(folder: Path, names: list[str]) -> ShardIndexError:
+    """Say what was found in place of weights."""
+    found = [name for name in names if name.endswith(".safetensors")]
+    if any(name.startswith("adapter_model") for name in found):
+        mend = "merge it into its base model first"
+        return ShardIndexError(folder, "holds an adapter, not a model", mend)
+    if found:
+        what = f"has neither {WEIGHTS_INDEX} nor {WEIGHTS}, only {shown(found)}"
+        return ShardIndexError(folder, what, "download the index, or rename a single file")
+    for name in names:
+        suffix = Path(name).suffix.lower()
+        if suffix in _OTHER_FORMATS:
+            what = f"holds weights only as {_OTHER_FORMATS[suffix]} ({name})"
+            return ShardIndexError(folder, what, "save them as safetensors first")
+    what = f"holds no weights: there is neither {WEIGHTS_INDEX} nor {WEIGHTS}"
+    return ShardIndexError(folder, what, "check the path")

@@ -83,10 +83,11 @@ class Check:
     def from_text(self, text: str) -> object:
         """The same for the text of a flag."""
         try:
-            value = self.parse(text)
-        except ValueError:
-            value = text
-        return self(value)
+            return self(self.parse(text))
+        except ValueError as error:
+            if isinstance(error, InvalidValue) and self.parse is str:
+                raise  # it knows more
+            raise InvalidValue(f"{_short(text)} is not allowed", f"it takes {self.takes}") from None
 
 
 class Table:
@@ -144,7 +145,7 @@ def real(low: float, high: float = sys.float_info.max, *, above: bool = False) -
         number = float(value)  # type: ignore[arg-type]
         return None if above and number == low else number
 
-    takes = f"a number above {low:g}" if above else f"a number of at least {low:g}"
+    takes = f"a finite number above {low:g}" if above else f"a finite number of at least {low:g}"
     if high != sys.float_info.max:
         takes += f" and at most {high:g}"
     return Check(takes, "X", read, float)
@@ -196,7 +197,7 @@ def plain_name() -> Check:
     return Check("a plain name, without / or control characters", "NAME", read)
 
 
-def path() -> Check:
+def file_path() -> Check:
     """A path; kept as a `Path`. Bytes that are not UTF-8 are allowed, as file systems do."""
 
     def read(value: object) -> object:
@@ -230,8 +231,7 @@ def shown(value: object) -> str:
         return "a list"
     if isinstance(value, int) and value.bit_length() > 128:
         return "so large a number"
-    words = f'"{value}"' if isinstance(value, str) else str(value)
-    return words if len(words) <= 60 else f"{words[:40]}...{words[-10:]}"
+    return f'"{_short(value)}"' if isinstance(value, str) else _short(str(value))
 
 
 def dotted(path: KeyPath) -> str:
@@ -241,11 +241,15 @@ def dotted(path: KeyPath) -> str:
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """What to say of a misspelt word: the nearest known ones, or all of them."""
+    """What to say of a misspelt word: the nearest known one, or all of them."""
     from difflib import get_close_matches
 
-    near = get_close_matches(word, known, n=2, cutoff=0.6)
-    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(known)}"
+    near = get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+
+
+def _short(words: str) -> str:
+    return words if len(words) <= 60 else f"{words[:40]}...{words[-10:]}"
 
 
 def _is_text(value: object) -> bool:

@@ -95,7 +95,9 @@ def _layer_rule(index: int, value: object) -> LayerRule:
         return value
     known = [field.name for field in fields(LayerRule)]
     if not isinstance(value, dict):
-        raise InvalidValue(f"{shown(value)} is not a rule", f"it takes {', '.join(known)}", (index,))
+        raise InvalidValue(
+            f"{shown(value)} is not a rule", f"it takes {', '.join(known)}", (index,)
+        )
     for key in value:
         if key not in known:
             raise InvalidValue("unknown key", nearest(key, known), (index, key))
@@ -178,5 +180,3 @@ def _check_mode(mode: str, bits: int, group_size: int) -> None:
             raise InvalidValue(
                 f"{value} does not go with mode {mode}", f"{mode} takes {takes}", (name,)
             )
-
-

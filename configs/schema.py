@@ -16,8 +16,8 @@ from configs.checks import (
     Check,
     Table,
     choice,
+    file_path,
     integer,
-    path,
     plain_name,
     real,
     size,
@@ -62,7 +62,7 @@ class ModelTable(Table):
         "name": plain_name(),
         "source": text("a hub id or a folder", "PATH_OR_HUB_ID"),
         "revision": text("a branch, tag or commit", "REVISION"),
-        "path": path(),
+        "path": file_path(),
     }
 
 
@@ -82,7 +82,7 @@ class TokenizerTable(Table):
 
     checks: ClassVar[Mapping[str, Check]] = {
         "eos_tokens": texts("a list of tokens"),
-        "chat_template": path(),
+        "chat_template": file_path(),
         "trust_remote_code": switch(),
     }
 
@@ -161,5 +161,9 @@ TABLES: Mapping[str, type[Table]] = MappingProxyType(
 )
 
 CHECKS: Mapping[str, Check] = MappingProxyType(
-    {f"{name}.{key}": check for name, table in TABLES.items() for key, check in table.checks.items()}
+    {
+        f"{name}.{key}": check
+        for name, table in TABLES.items()
+        for key, check in table.checks.items()
+    }
 )

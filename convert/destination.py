@@ -44,41 +44,55 @@ class Destination:
         return self.path.with_name(f".{self.path.name}.ferry-old")
 
 
-def check_destination(path: Path, source: Path, *, force: bool) -> Destination:
+def check_destination(path: Path, *, force: bool, make_parent: bool = False) -> Destination:
     """Refuse a destination that can't or must not be written, before any work.
 
     Args:
         path: The destination as given.
-        source: The source folder.
         force: Whether an existing destination may be replaced.
+        make_parent: Whether the folder it lies in will be made when it is missing.
 
     Raises:
-        UsageError: it is the source, contains it or lies in it, or exists without `force`.
+        UsageError: it exists without `force`, or holds more than a model.
         DestinationError: its parent is missing or can't be written.
     """
-    path = Path(os.path.abspath(path))  # noqa: PTH100  a final link must not be followed
-    real, origin = path.resolve(), source.resolve()
-    if real == origin:
-        raise UsageError("--mlx-path", f"{path} is the source itself", "choose another folder")
-    if origin in real.parents:
-        raise UsageError("--mlx-path", f"{path} lies inside the source", "choose another folder")
-    if real in {*origin.parents, *Path.cwd().resolve().parents, Path.cwd().resolve(), Path.home()}:
+    path = Path(os.path.abspath(path))  # noqa: PTH100  a link at the end must not be followed
+    here = Path.cwd().resolve()
+    if path.resolve() in {here, *here.parents, Path.home().resolve()}:
         raise UsageError("--mlx-path", f"{path} holds more than a model", "choose a new folder")
-    if not path.name:
-        raise UsageError("--mlx-path", f"{path} has no name of its own", "choose a new folder")
     parent = path.parent
+    if make_parent and not parent.exists():
+        parent = parent.parent
     if not parent.is_dir():
-        raise DestinationError(parent, "there is no such folder", f"mkdir -p {parent}")
+        raise DestinationError(parent, "there is no such folder", f"make it: mkdir -p {parent}")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise DestinationError(parent, "can't be written", "choose another folder")
-    replaces = path.is_symlink() or path.exists()
-    if path.is_dir() and not path.is_symlink() and not disk.list_folder(path):
+    if len(os.fsencode(f".{path.name}.ferry-staging")) > os.pathconf(parent, "PC_NAME_MAX"):
+        raise DestinationError(path, "the name is too long", "choose a shorter one")
+    exists = path.is_symlink() or path.exists()
+    if exists and not path.is_symlink() and path.is_dir() and not disk.list_folder(path):
         return Destination(path, replaces=False)
-    if replaces and not force:
-        raise UsageError(
-            "--mlx-path", f"{path} exists already", "choose another folder, or replace it with --force"
-        )
-    return Destination(path, replaces)
+    if exists and not force:
+        raise UsageError("--mlx-path", f"{path} exists already", "replace it with --force")
+    return Destination(path, replaces=exists)
+
+
+def check_apart(destination: Destination, source: Path) -> None:
+    """Refuse a destination that is the source, lies inside it or contains it.
+
+    Raises:
+        UsageError: it does.
+    """
+    there, origin = destination.path.resolve(), source.resolve()
+    if there == origin:
+        what = "is the source itself"
+    elif origin in there.parents:
+        what = "lies inside the source"
+    elif there in origin.parents:
+        what = "contains the source"
+    else:
+        return
+    raise UsageError("--mlx-path", f"{destination.path} {what}", "choose another folder")
 
 
 @contextmanager
@@ -90,6 +104,8 @@ def staged(destination: Destination) -> Iterator[Path]:
         DiskError: the folder can't be made.
     """
     staging = destination.staging
+    if not staging.parent.exists():
+        disk.make_folder(staging.parent)
     _restore(destination)
     if staging.exists():
         with _locked(staging):

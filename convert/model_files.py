@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from checkpoint import disk
-from checkpoint.folder import FolderFiles
+from checkpoint.folder import (
+    CARRIED_PATTERNS,
+    CONFIG,
+    GENERATION_CONFIG,
+    README,
+    WEIGHTS_INDEX,
+    file_in,
+    files_like,
+)
 from convert.plan import Plan
 
 _FILE_LIMIT = 1 << 30
@@ -21,7 +29,6 @@ _NOT_FOR_THE_RESULT = ("_name_or_path", "auto_map")
 def write_model_files(
     folder: Path,
     source: Path,
-    files: FolderFiles,
     plan: Plan,
     config: dict[str, Any],
     readme_note: str,
@@ -31,7 +38,6 @@ def write_model_files(
     Args:
         folder: The staged folder.
         source: The source folder.
-        files: What the source holds.
         plan: The plan, for the index.
         config: config.json's content.
         readme_note: Goes on top of the README.
@@ -40,17 +46,14 @@ def write_model_files(
         The names of the files written.
     """
     written = {
-        "config.json": _as_json(_for_the_result(config)),
-        "model.safetensors.index.json": _as_json(plan.index()),
+        CONFIG: _as_json(_for_the_result(config)),
+        WEIGHTS_INDEX: _as_json(plan.index()),
     }
-    for name in (*files.tokenizer, *files.generation_config, *files.papers):
-        written[name] = disk.read_whole(source / name, _FILE_LIMIT)
-    readme = (
-        disk.read_whole(source / files.readme, _FILE_LIMIT).decode("utf-8", "replace")
-        if files.readme
-        else ""
-    )
-    written["README.md"] = with_note(readme, readme_note).encode()
+    for name in files_like(source, (GENERATION_CONFIG, *CARRIED_PATTERNS)):
+        written[name] = disk.read_whole(file_in(source, name), _FILE_LIMIT)
+    own = file_in(source, README)
+    text = disk.read_whole(own, _FILE_LIMIT).decode("utf-8", "replace") if own.is_file() else ""
+    written[README] = with_note(text, readme_note).encode()
     for name, content in written.items():
         path = folder / name
         if path.parent != folder and not path.parent.exists():

@@ -6,7 +6,6 @@ Owns the order of the steps and the checks between them; each step has its own m
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -16,13 +15,13 @@ from typing import Any
 
 from checkpoint import disk
 from checkpoint.architecture.mapping import ModelMap, map_model
-from checkpoint.folder import FolderFiles, list_files
+from checkpoint.folder import is_mlx, is_staging
 from checkpoint.model_config import read_model_config
 from checkpoint.shards import read_catalog
 from checkpoint.source import SourceFolder
 from checkpoint.tokenizer_files import check_tokenizer
 from configs.errors import ArchitectureError, DiskError, SourceError
-from configs.schema import ConvertTable
+from configs.quantization import ConvertTable
 from convert.destination import Destination, publish, staged
 from convert.model_files import write_model_files
 from convert.plan import Plan
@@ -32,8 +31,6 @@ from convert.stream import Progress, stream_tensors
 from convert.verify import digest_file, verify_shards
 
 DTYPES = ("float16", "bfloat16", "float32")
-# Room for tokenizer, papers, and the file system's own needs.
-_DISK_MARGIN = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,6 @@ class Prepared:
 
     Attributes:
         source: The source folder.
-        files: What is in it.
         model_map: The mapping onto the architecture.
         plan: The plan.
         config: config.json to be written.
@@ -51,7 +47,6 @@ class Prepared:
     """
 
     source: SourceFolder
-    files: FolderFiles
     model_map: ModelMap
     plan: Plan
     config: dict[str, Any]
@@ -66,20 +61,20 @@ def prepare(source: SourceFolder, table: ConvertTable) -> Prepared:
         SourceError: the source is damaged, incomplete or not one that can be converted.
         UsageError: the options don't fit it.
     """
-    files = list_files(source.path)
+    if is_staging(source.path):
+        raise SourceError(source.path, "is a conversion that was never finished", "run it again")
     config = read_model_config(source.path)
-    _refuse_quantized(config)
     catalog = read_catalog(source.path)
+    _refuse_quantized(config)
+    if is_mlx(config, catalog.metadata):
+        raise SourceError(source.path, "is an MLX folder already", "convert its source instead")
     dtype = table.dtype or source_dtype(config)
     model_map = map_model(config, catalog, dtype)
     check_tokenizer(source.path, embedding_rows(model_map))
     plan, written_config = make_plan(model_map, table)
-    written_config = _with_dtype(written_config, dtype)
-    warnings = (
-        *catalog.warnings,
-        *(f"{p.name} is not quantized: {p.note}" for p in plan.parameters if _odd_columns(p.note)),
-    )
-    return Prepared(source, files, model_map, plan, written_config, dtype, warnings)
+    if dtype is not None:
+        written_config |= {"torch_dtype": dtype, "dtype": dtype}
+    return Prepared(source, model_map, plan, written_config, dtype, catalog.warnings)
 
 
 def convert(
@@ -108,14 +103,13 @@ def convert(
     """
     started = time.perf_counter()
     plan = prepared.plan
-    check_free_space(destination.path.parent, plan.file_bytes)
+    check_free_space(destination.path.parent, plan.disk_bytes)
     with staged(destination) as folder:
         with progress(plan.tensor_bytes) as tell:
             checksums = stream_tensors(plan, prepared.model_map.recipes, folder, tell)
         names = write_model_files(
             folder,
             prepared.source.path,
-            prepared.files,
             plan,
             prepared.config,
             readme_note(given, plan, table),
@@ -128,7 +122,7 @@ def convert(
             model_map=prepared.model_map,
             plan=plan,
             shards=verify_shards(folder, plan, checksums),
-            files=tuple(digest_file(folder, name) for name in sorted(names)),
+            files=tuple(digest_file(folder / name, name) for name in sorted(names)),
             warnings=prepared.warnings,
             seconds=time.perf_counter() - started,
         )
@@ -144,11 +138,12 @@ def check_free_space(parent: Path, needed: int) -> None:
     Raises:
         DiskError: with what is needed and what is free.
     """
-    free = disk.free_bytes(parent)
-    if free < needed + _DISK_MARGIN:
+    existing = next(folder for folder in (parent, *parent.parents) if folder.exists())
+    free = disk.free_bytes(existing)
+    if free < needed:
         raise DiskError(
             parent,
-            f"{(needed + _DISK_MARGIN) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free",
+            f"{needed:,} bytes are needed and {free:,} are free",
             "free some space or choose another disk with --mlx-path",
         )
 
@@ -176,17 +171,13 @@ def embedding_rows(model_map: ModelMap) -> int | None:
 
 
 def _refuse_quantized(config: dict[str, Any]) -> None:
-    if "quantization" in config:
-        raise SourceError(
-            "config.json", "this is an MLX folder that is quantized already", "use its source"
-        )
-    quantized = config.get("quantization_config") or (config.get("text_config") or {}).get(
-        "quantization_config"
+    text_config = config.get("text_config") or {}
+    found = config.get("quantization_config") or text_config.get("quantization_config")
+    if "quantization" in config or not found:
+        return
+    method = found.get("quant_method") if isinstance(found, dict) else found
+    raise ArchitectureError(
+        "config.json",
+        f"the weights are quantized already ({method}), in a format that can't be read",
+        "convert the model's 16-bit checkpoint",
     )
-    if quantized:
-        method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
-        raise ArchitectureError(
-            "config.json",
-            f"the source is quantized ({method}), which can't be read",
-            "use the model's 16-bit checkpoint",
-        )

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 Operation = Literal["copy", "cast", "quantize"]
 _ALIGNMENT = 8
+# Tokenizer, papers, and the file system's own needs.
+_DISK_MARGIN = 64 << 20
 _METADATA = {"format": "mlx"}
 
 
@@ -146,6 +148,11 @@ class Plan:
         return sum(shard.nbytes for shard in self.shards)
 
     @property
+    def disk_bytes(self) -> int:
+        """Free bytes the destination needs: the shards, and room for the other files."""
+        return self.file_bytes + _DISK_MARGIN
+
+    @property
     def weights(self) -> int:
         """Number of weights, as an index's `total_parameters` counts them."""
         return sum(parameter.size for parameter in self.parameters)
@@ -167,6 +174,7 @@ class Plan:
         """What `--dry-run --json` prints."""
         return {
             "output_bytes": self.file_bytes,
+            "disk_bytes": self.disk_bytes,
             "parameters": self.weights,
             "bits_per_weight": round(self.bits_per_weight, 4),
             "expected_peak_memory_bytes": self.expected_peak_bytes,

@@ -7,7 +7,7 @@ that names, shapes and the choice of layers are theirs. Reads no tensor data.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from fnmatch import fnmatchcase
 from typing import Any
 
 import mlx.core as mx
@@ -18,7 +18,7 @@ from checkpoint.architecture.mapping import ModelMap
 from checkpoint.architecture.recipes import Copy, Recipe
 from checkpoint.dtypes import DTYPES
 from configs.errors import UsageError
-from configs.schema import ConvertTable
+from configs.quantization import ConvertTable
 from convert.plan import Operation, OutputTensor, Parameter, Plan, Quantization, lay_out
 
 _SAFETENSORS_NAMES = {dtype.mlx: dtype.name for dtype in DTYPES.values() if not dtype.needs_scales}
@@ -89,14 +89,15 @@ def _quantize(
         if not hasattr(module, "to_quantized"):
             return False
         columns = module.weight.shape[-1]
+        unmatched.difference_update(
+            rule.pattern for rule in table.layers if fnmatchcase(path, rule.pattern)
+        )
         rule = table.rule_for(path)
-        if rule is not None:
-            unmatched.discard(rule.pattern)
         if rule is not None and rule.keep:
-            kept[path] = f"kept by the rule {rule.pattern!r}"
+            kept[path] = "kept by a rule of [[convert.layers]]"
             return False
         if rule is not None:
-            wanted = _merged(asdict(rule), default)
+            wanted = Quantization(rule.bits, rule.group_size, rule.mode)
         elif columns % default.group_size:
             kept[path] = f"{columns} columns aren't a multiple of {default.group_size}"
             return False
@@ -105,7 +106,8 @@ def _quantize(
             if not decided:
                 kept[path] = "kept by the architecture"
                 return False
-            wanted = _merged(decided if isinstance(decided, dict) else {}, default)
+            own_choice = decided if isinstance(decided, dict) else {}
+            wanted = Quantization(**(default.as_config() | own_choice))
         if columns % wanted.group_size:
             raise UsageError(
                 "convert.layers",
@@ -128,14 +130,6 @@ def _quantize(
             "use a smaller --group-size",
         )
     return chosen, kept
-
-
-def _merged(values: dict[str, Any], default: Quantization) -> Quantization:
-    return Quantization(
-        values.get("bits") or default.bits,
-        values.get("group_size") or default.group_size,
-        values.get("mode") or default.mode,
-    )
 
 
 def _parameter(

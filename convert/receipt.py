@@ -15,7 +15,7 @@ from typing import Any
 
 from checkpoint.architecture.mapping import ModelMap
 from checkpoint.source import SourceFolder
-from configs.schema import ConvertTable
+from configs.quantization import ConvertTable
 from convert.plan import Plan
 from convert.verify import FileDigest
 

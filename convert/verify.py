@@ -90,8 +90,8 @@ def _verify_shard(folder: Path, shard: Shard, checksums: Mapping[str, int]) -> F
     return FileDigest(shard.file, shard.nbytes, digest.hexdigest())
 
 
-def digest_file(path: Path) -> FileDigest:
-    """The sha256 of a small file."""
+def digest_file(path: Path, name: str) -> FileDigest:
+    """The sha256 of a small file, under the name it has in the folder."""
     with path.open("rb") as file:
         value = hashlib.file_digest(file, "sha256").hexdigest()
-    return FileDigest(path.name, path.stat().st_size, value)
+    return FileDigest(name, path.stat().st_size, value)

@@ -9,6 +9,7 @@ modules compute, it needs no list of which architecture honours which variant.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -159,3 +160,142 @@ _ROTATIONS: dict[str, Callable[[Mapping[str, Any], int, int | None], Rotation]] 
     "proportional": _proportional,
     "yarn": _yarn,
 }
+
+
+def written_keys(
+    values: Mapping[str, Any], fields: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any]:
+    """Every key, old and new, that says the same as transformers' `rope_parameters`.
+
+    Args:
+        values: What transformers' class holds.
+        fields: The keys that mlx-lm's architecture reads.
+        notes: Where to say what deviates.
+    """
+    parameters = values["rope_parameters"]
+    nested = _nested(parameters)
+    main = parameters.get("full_attention") or next(iter(parameters.values())) if nested else parameters
+    keys: dict[str, Any] = {"rope_parameters": parameters, "rope_theta": main["rope_theta"]}
+    partial = main.get("partial_rotary_factor")
+    if partial is not None or "partial_rotary_factor" in fields:
+        keys["partial_rotary_factor"] = 1.0 if partial is None else partial
+    if not nested or "rope_scaling" in fields:
+        keys["rope_scaling"] = _scaling(main, values, notes)
+    if nested and (local := parameters.get("sliding_attention")):
+        keys["rope_local_base_freq"] = local["rope_theta"]
+    if "rotary_pct" in fields:
+        keys |= {"rotary_pct": partial or 1.0, "rotary_emb_base": main["rope_theta"]}
+    if "rotary_dim" in fields:
+        keys["rotary_dim"] = int(head_dimensions(values) * (partial or 1.0))
+    return keys
+
+
+def _nested(parameters: Mapping[str, Any]) -> bool:
+    """Whether there is one entry per layer type."""
+    return all(entry is None or isinstance(entry, Mapping) for entry in parameters.values())
+
+
+def _scaling(
+    rope: Mapping[str, Any], values: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any] | None:
+    """`rope_scaling` as mlx-lm wants it; transformers, which prefers it, reads the same in it."""
+    rope_type = rope.get("rope_type", "default")
+    if rope_type == "default" and "mrope_section" not in rope:
+        return None
+    scaling = {**rope, "type": rope_type}
+    positions = values.get("max_position_embeddings")
+    if rope_type == "yarn":
+        factor = yarn_factor(rope, positions)
+        scaling |= {"factor": factor}
+        scaling |= {"beta_fast": rope.get("beta_fast") or 32, "beta_slow": rope.get("beta_slow") or 1}
+        scaling |= _mscales(rope, factor)
+    if rope_type == "longrope" and rope["long_factor"] != rope["short_factor"]:
+        context = rope["original_max_position_embeddings"]
+        notes.append(
+            f"rope_type 'longrope': right for texts beyond {context} positions; mlx-lm takes "
+            "long_factor for shorter ones too, where transformers takes short_factor"
+        )
+    return scaling
+
+
+def _mscales(rope: Mapping[str, Any], factor: float) -> dict[str, float]:
+    """The two weights from which mlx-lm derives the scale that transformers computes."""
+    if rope.get("attention_factor") is None and rope.get("mscale") and rope.get("mscale_all_dim"):
+        return {"mscale": rope["mscale"], "mscale_all_dim": rope["mscale_all_dim"]}
+    if factor <= 1:
+        return {"mscale": 1.0, "mscale_all_dim": 0.0}
+    return {"mscale": (yarn_scale(rope, factor) - 1) / (0.1 * math.log(factor)), "mscale_all_dim": 0.0}
+
+
+def head_dimensions(values: Mapping[str, Any]) -> int:
+    """The dimensions of an attention head that RoPE sees."""
+    return int(
+        values.get("qk_rope_head_dim")
+        or values.get("head_dim")
+        or values["hidden_size"] // values["num_attention_heads"]
+    )
+
+
+def check_rotations(model: Any, values: Mapping[str, Any], name: str) -> None:
+    """Refuse a model of mlx-lm whose layers do not rotate as transformers' do.
+
+    Args:
+        model: The model, built from the explicit config.
+        values: What transformers' class holds.
+        name: The architecture's name in mlx-lm, for the message.
+
+    Raises:
+        ArchitectureError: naming the rope parameters that can't be honoured.
+    """
+    parameters = values.get("rope_parameters")
+    if not parameters:
+        return
+    kinds = values.get("layer_types") or ()
+    nested = _nested(parameters)
+    for path, module in model.named_modules():
+        if "rope" not in type(module).__name__.lower() or type(module).__name__ == "NoPE":
+            continue
+        number = re.search(r"\.(\d+)\.", path)
+        kind = kinds[int(number[1])] if number and int(number[1]) < len(kinds) else None
+        told = parameters.get(kind) if nested else parameters
+        if told is None:
+            continue
+        expected = rotation(told, head_dimensions(values), values.get("max_position_embeddings"))
+        if not _rotates(module, expected):
+            raise ArchitectureError(
+                "config.json",
+                f"rope_parameters {dict(told)} can't be honoured: mlx-lm's {name} rotates otherwise",
+                "this model can't be converted until mlx-lm's architecture reads them",
+            )
+
+
+def _rotates(module: Any, expected: Rotation) -> bool:
+    """Whether a rope module rotates a probe as expected, with either pairing of dimensions."""
+    import mlx.core as mx
+
+    half = len(expected.frequencies)
+    first = [math.sin(1 + i) for i in range(half)]
+    second = [math.cos(2 + 3 * i) for i in range(half)]
+    rest = [0.5] * (expected.head_dim - 2 * half)
+    pairings = {
+        "halves": [*first, *second, *rest],
+        "neighbours": [x for pair in zip(first, second, strict=True) for x in pair] + rest,
+    }
+    for position in PROBED_POSITIONS:
+        turned = [
+            (
+                expected.scale * (a * math.cos(position * f) - b * math.sin(position * f)),
+                expected.scale * (b * math.cos(position * f) + a * math.sin(position * f)),
+            )
+            for a, b, f in zip(first, second, expected.frequencies, strict=True)
+        ]
+        wanted = {
+            "halves": [*(x for x, _ in turned), *(y for _, y in turned), *rest],
+            "neighbours": [x for pair in turned for x in pair] + rest,
+        }
+        for pairing in tuple(pairings):
+            probe = mx.array(pairings[pairing], mx.float32).reshape(1, 1, 1, -1)
+            found = module(probe, offset=position).reshape(-1).tolist()
+            if any(abs(x - y) > TOLERANCE for x, y in zip(found, wanted[pairing], strict=True)):
+                del pairings[pairing]
+    return bool(pairings)

@@ -1,0 +1,249 @@
+"""Makes a config.json explicit, so that mlx-lm computes what transformers computes.
+
+Owns the judgement on each value: made explicit, kept, or refused by name. Asks
+`meaning` what transformers holds, `reviewed` what mlx-lm has built in, and `rope`
+whether the rotations agree. Knows nothing of weights beyond their names and shapes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from configs.errors import ArchitectureError, ModelConfigError
+
+from . import mlx_lm_models, rope
+from .meaning import Meaning, transformers_meaning
+from .reviewed import ARCHITECTURES, BUILT_IN, ROPE_KEYS, UNNEEDED, Architecture
+
+WHERE = "config.json"
+LEAST_CONTEXT = 1024  # a folder limited to fewer positions than this is refused instead
+MOST_LAYERS = 10_000
+
+
+@dataclass(frozen=True)
+class ExplicitConfig:
+    """A config.json to write, and what there is to say about it, a line each."""
+
+    config: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def make_explicit(
+    config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
+) -> ExplicitConfig:
+    """The config that says in full what `config` means to transformers.
+
+    Args:
+        config: A checkpoint's config.json.
+        shapes: The checkpoint's tensors: {name: shape}.
+
+    Raises:
+        ArchitectureError: mlx-lm has no such architecture, or can't honour a value.
+        ModelConfigError: a value is no value, to us or to transformers.
+    """
+    source = untagged(config)
+    check_dimensions(source)
+    classes = mlx_lm_models.load_classes(
+        source["model_type"], tuple(source.get("architectures") or ())
+    )
+    meaning = transformers_meaning(source)
+    if meaning is None:
+        note = f"transformers has no class for {source['model_type']!r}: its values are kept"
+        return ExplicitConfig(tagged(source), (note,))
+    fields = {field.name: field.default for field in dataclasses.fields(classes.args)}
+    notes: list[str] = []
+    if meaning.text is not None and "text_config" in fields:
+        meaning = meaning.text
+        text = source.get("text_config") or {}
+        written = {**source, "text_config": _written(text, meaning, {}, Architecture(), notes)}
+    else:
+        row = ARCHITECTURES.get(source["model_type"], ARCHITECTURES.get(classes.name))
+        if row is None:
+            row = Architecture()
+            notes.append(f"architecture {classes.name!r} was not reviewed, only checked")
+        _refuse_unhonoured(meaning, fields, row, classes.name)
+        written = _written(source, meaning, fields, row, notes)
+        _limit_to_window(written, meaning, row, classes.name, notes)
+    model = _build(classes, written)
+    _refuse_untied(model, meaning, classes.name)
+    rope.check_rotations(model, meaning.values, classes.name)
+    return ExplicitConfig(tagged(written), tuple(notes))
+
+
+def _refuse_unhonoured(
+    meaning: Meaning, fields: Mapping[str, Any], row: Architecture, name: str
+) -> None:
+    """Refuse a value that transformers computes with and mlx-lm's architecture does not."""
+    for key, value in meaning.values.items():
+        if key in fields and key not in row.unread:
+            continue
+        if key in UNNEEDED or key in ROPE_KEYS or key in row.carried or key.startswith("_"):
+            continue
+        if key not in meaning.defaults:
+            continue  # transformers' class does not know it either
+        if key in ("layer_types", "sliding_window", "tie_word_embeddings"):
+            continue  # judged on their own
+        allowed = row.built_in.get(key, BUILT_IN.get(key))
+        if allowed is None:
+            allowed = (meaning.defaults[key],)
+        if value not in allowed and not (key == "head_dim" and value == _plain_head_dim(meaning)):
+            raise _unhonoured(name, key, value, allowed)
+
+
+def _unhonoured(name: str, key: str, value: Any, allowed: tuple[Any, ...]) -> ArchitectureError:
+    only = " or ".join(repr(a) for a in allowed)
+    return ArchitectureError(
+        WHERE,
+        f"{key} {value!r} can't be honoured: mlx-lm's {name} computes {only}",
+        "this model can't be converted until mlx-lm's architecture reads it",
+    )
+
+
+def _written(
+    source: Mapping[str, Any],
+    meaning: Meaning,
+    fields: Mapping[str, Any],
+    row: Architecture,
+    notes: list[str],
+) -> dict[str, Any]:
+    """The source's config with every value in it that transformers' class holds."""
+    values = meaning.values
+    written = {
+        key: value
+        for key, value in source.items()
+        if not (key in ROPE_KEYS and meaning.get("rope_parameters"))
+    }
+    for key, value in values.items():
+        if not key.startswith("_") and (key in source or key not in UNNEEDED or key in fields):
+            written[key] = value
+    for key in fields:
+        if key not in written and key in meaning:
+            written[key] = meaning.get(key)
+        if key in values and key not in meaning.defaults and values[key] != fields[key]:
+            notes.append(f"{key} {values[key]!r}: read by mlx-lm, unknown to transformers")
+    for key, value in _derived(meaning).items():
+        if key in fields and written.get(key) is None:
+            written[key] = value
+    if meaning.get("rope_parameters"):
+        written |= rope.written_keys(values, fields, notes)
+    for key, rule in row.renamed.items():
+        written[key] = values[rule] if isinstance(rule, str) else rule(values)
+    if (dtype := values.get("dtype")) is not None:
+        written["dtype"] = written["torch_dtype"] = dtype
+    return written
+
+
+def _derived(meaning: Meaning) -> dict[str, Any]:
+    """What a missing value stands for in transformers' models of every kind."""
+    heads = meaning.get("num_attention_heads")
+    derived = {"num_key_value_heads": heads, "head_dim": _plain_head_dim(meaning)}
+    return {key: value for key, value in derived.items() if value is not None}
+
+
+def _plain_head_dim(meaning: Meaning) -> int | None:
+    width, heads = meaning.get("hidden_size"), meaning.get("num_attention_heads")
+    return width // heads if width and heads else None
+
+
+def _limit_to_window(
+    written: dict[str, Any], meaning: Meaning, row: Architecture, name: str, notes: list[str]
+) -> None:
+    """Where mlx-lm has no sliding window, let the folder promise no more positions than one."""
+    window, kinds = meaning.get("sliding_window"), meaning.get("layer_types")
+    sliding = kinds is None or any("sliding" in kind for kind in kinds)
+    if row.windowed or not window or not sliding:
+        return
+    positions = meaning.get("max_position_embeddings")
+    if positions is not None and window >= positions:
+        return
+    if window < LEAST_CONTEXT:
+        raise ArchitectureError(
+            WHERE, f"sliding_window {window} can't be honoured: mlx-lm's {name} has none"
+        )
+    written["max_position_embeddings"] = window
+    notes.append(
+        f"max_position_embeddings {window}, not {positions}: "
+        f"mlx-lm's {name} has no sliding window, and within one there is no difference"
+    )
+
+
+def _refuse_untied(model: Any, meaning: Meaning, name: str) -> None:
+    """Refuse a head of its own where mlx-lm's model uses the embeddings."""
+    from mlx.utils import tree_flatten
+
+    if meaning.get("tie_word_embeddings") is not False:
+        return
+    parameters = dict(tree_flatten(model.parameters()))
+    if not any(key.endswith(("head.weight", "out.weight", "output.weight")) for key in parameters):
+        raise _unhonoured(name, "tie_word_embeddings", False, (True,))
+
+
+def _build(classes: mlx_lm_models.ArchitectureClasses, config: Mapping[str, Any]) -> Any:
+    """mlx-lm's model for a config; its arrays are lazy, so nothing is allocated."""
+    try:
+        return classes.model(classes.args.from_dict(dict(config)))
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, AssertionError,
+            IndexError, NotImplementedError) as error:  # fmt: skip
+        reason = f"{type(error).__name__}: {error}"
+        raise ArchitectureError(
+            WHERE, f"mlx-lm's {classes.name} can't be built from it ({reason})"
+        ) from error
+
+
+def check_dimensions(config: Mapping[str, Any]) -> None:
+    """Refuse sizes that are no sizes before anything is built from them.
+
+    Raises:
+        ModelConfigError: naming the key.
+    """
+    for part in (config, config.get("text_config") or {}):
+        if not isinstance(part, Mapping):
+            raise ModelConfigError(WHERE, "text_config is not an object")
+        for key in _SIZES & part.keys():
+            value, most = part[key], MOST_LAYERS if "layer" in key else 2**31 - 1
+            if value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
+                raise ModelConfigError(WHERE, f"{key} {value!r} is not from 1 to {most}")
+        width, heads = part.get("hidden_size"), part.get("num_attention_heads")
+        if width and heads and not part.get("head_dim") and width % heads:
+            raise ModelConfigError(
+                WHERE, f"hidden_size {width} is not a multiple of num_attention_heads {heads}"
+            )
+        groups = part.get("num_key_value_heads")
+        if heads and groups and heads % groups:
+            raise ModelConfigError(
+                WHERE, f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
+            )
+
+
+_SIZES = frozenset(
+    """
+    hidden_size intermediate_size vocab_size num_hidden_layers num_attention_heads
+    num_key_value_heads head_dim max_position_embeddings n_layer n_embd n_head n_positions
+    num_layers n_layers d_model num_heads
+    """.split()
+)
+
+
+def untagged(value: Any) -> Any:
+    """A config with the infinities that transformers writes as objects put back."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: untagged(item) for key, item in value.items()}
+    return [untagged(item) for item in value] if isinstance(value, list) else value
+
+
+def tagged(value: Any) -> Any:
+    """A config that is valid JSON: the reverse of `untagged`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        name = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return {"__float__": name}
+    if isinstance(value, Mapping):
+        return {key: tagged(item) for key, item in value.items()}
+    return [tagged(item) for item in value] if isinstance(value, list) else value

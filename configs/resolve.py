@@ -1,0 +1,188 @@
+"""Which value wins, and where it came from.
+
+    built-in default < the model's generation_config.json < TOML file < --set < explicit flag
+
+This is pure: layers of checked settings go in, one `Resolved` comes out. It reads no file and no
+command line; `configs.loader` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, cast
+
+from configs.checks import InvalidValue, KeyPath, dotted
+from configs.errors import ConfigError, ModelConfigError
+from configs.quantization import MODES
+from configs.schema import (
+    CHECKS,
+    TABLES,
+    ConvertTable,
+    GenerateTable,
+    MemoryTable,
+    ModelTable,
+    TokenizerTable,
+)
+
+DEFAULT = "default"
+
+
+class Setting(NamedTuple):
+    """A checked value and where it came from, in words for the user."""
+
+    value: object
+    origin: str
+
+
+Layer = Mapping[str, Setting]
+"""Settings by dotted key, such as `generate.temperature`."""
+
+# A layer that changes the first hides what the layers below say of the others: the revision of one
+# model means nothing for another, nor do the bits of one mode.
+_DEPEND = {
+    "model.source": ("model.name", "model.revision", "model.path"),
+    "convert.mode": ("convert.bits", "convert.group_size"),
+}
+
+_GENERATION_CONFIG = {
+    "temperature": "generate.temperature",
+    "top_p": "generate.top_p",
+    "top_k": "generate.top_k",
+    "min_p": "generate.min_p",
+    "repetition_penalty": "generate.repetition_penalty",
+    "max_new_tokens": "generate.max_tokens",
+}
+
+
+@dataclass(frozen=True)
+class Layers:
+    """All that was said, the weakest first."""
+
+    generation_config: Layer = field(default_factory=dict)
+    toml: Layer = field(default_factory=dict)
+    sets: Layer = field(default_factory=dict)
+    flags: Layer = field(default_factory=dict)
+
+    def with_generation_config(self, mapping: Mapping[str, object], path: Path) -> Layers:
+        """The same with what the model's own file recommends.
+
+        Its keys that mean nothing here are passed over; so is null, which says "not set".
+
+        Args:
+            mapping: The parsed generation_config.json.
+            path: That file, for messages.
+
+        Raises:
+            ModelConfigError: A value that the key can't take.
+        """
+        return replace(self, generation_config=_generation_layer(mapping, path))
+
+    def resolve(self) -> Resolved:
+        """The tables, every value from the strongest layer that has it.
+
+        Raises:
+            ConfigError: Values that don't go together, at the origin of the one at fault.
+        """
+        chosen: dict[str, Setting] = {}
+        for layer in (self.generation_config, self.toml, self.sets, self.flags):
+            for key, dependents in _DEPEND.items():
+                if key in layer and key in chosen and layer[key].value != chosen[key].value:
+                    for dependent in dependents:
+                        chosen.pop(dependent, None)
+            chosen.update(layer)
+        mode = MODES[cast(str, chosen["convert.mode"].value)] if "convert.mode" in chosen else None
+        if mode is not None:
+            chosen.setdefault("convert.bits", Setting(mode.bits[0], DEFAULT))
+            chosen.setdefault("convert.group_size", Setting(mode.group_sizes[0], DEFAULT))
+        tables = {name: _table(name, chosen) for name in TABLES}
+        origins = {key: chosen[key].origin if key in chosen else DEFAULT for key in CHECKS}
+        return Resolved(**tables, origins=origins)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One model, fully described, and where each value came from."""
+
+    model: ModelTable
+    convert: ConvertTable
+    tokenizer: TokenizerTable
+    generate: GenerateTable
+    memory: MemoryTable
+    origins: Mapping[str, str] = field(repr=False)
+
+    def origin(self, key: str) -> str:
+        """Where a value came from: "default", "my.toml:12", "--set generate.seed", "--seed"."""
+        return self.origins[key]
+
+    def given(self, key: str) -> bool:
+        """Whether anybody gave the value, so that it is no built-in default."""
+        return self.origins[key] != DEFAULT
+
+    def default_folder(self, dtype: str) -> Path:
+        """The MLX folder's place when no path is given: `mlx_models/<name>-<bits>bit`.
+
+        Args:
+            dtype: Of the weights; it takes the place of the bits when they are not quantized.
+
+        Raises:
+            ConfigError: Nothing says what the model is called.
+        """
+        name = self.model.name
+        if name is None and self.model.source is not None:
+            name = PurePosixPath(self.model.source).name
+        try:
+            CHECKS["model.name"](name)
+        except InvalidValue as error:
+            raise ConfigError("model.name", "nothing names this model", "set it") from error
+        kind = f"{self.convert.bits}bit" if self.convert.quantize else dtype
+        return Path("mlx_models") / f"{name}-{kind}"
+
+    def show(self) -> str:
+        """Every value and its origin, as TOML that can be read again."""
+        from configs.show import show
+
+        return show(self)
+
+
+def refusal(origin: str, key: KeyPath, error: InvalidValue) -> ConfigError:
+    """An invalid value as the user's error: a flag or `--set` names the key, a file does not.
+
+    Args:
+        origin: Where the value stands.
+        key: Its table and key; `error.path` goes on from there.
+        error: What is wrong.
+    """
+    inner = dotted(error.path) if origin.startswith("--") else dotted((*key, *error.path))
+    return ConfigError(origin, f"{inner}: {error.what}" if inner else error.what, error.mend)
+
+
+def _table(name: str, chosen: Mapping[str, Setting]) -> object:
+    table = TABLES[name]
+    given = {key: chosen[f"{name}.{key}"] for key in table.checks if f"{name}.{key}" in chosen}
+    try:
+        return table(**{key: setting.value for key, setting in given.items()})
+    except InvalidValue as error:
+        key, *inner = error.path
+        error.path = tuple(inner)
+        origin = given[str(key)].origin if key in given else DEFAULT
+        raise refusal(origin, (name, key), error) from error
+
+
+def _generation_layer(mapping: Mapping[str, object], path: Path) -> Layer:
+    layer = {}
+    for name, key in _GENERATION_CONFIG.items():
+        value = mapping.get(name)
+        if value is None:
+            continue
+        try:
+            layer[key] = Setting(CHECKS[key](value), path.name)
+        except InvalidValue as error:
+            raise ModelConfigError(path, f"{name}: {error.what}", error.mend) from error
+    sample = mapping.get("do_sample")
+    if sample is not None and not isinstance(sample, bool):
+        raise ModelConfigError(path, "do_sample is neither true nor false", "correct the file")
+    if sample is False:
+        layer["generate.temperature"] = Setting(0.0, path.name)
+    return layer

@@ -1,0 +1,132 @@
+"""The command `convert`: flags in, a model folder out, its path on stdout."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from configs.arguments import Parser, add_common, add_key
+from configs.command import note, run, warn
+from configs.errors import UsageError
+from configs.loader import read_layers
+from configs.resolve import Resolved
+
+if TYPE_CHECKING:
+    from convert.destination import Destination
+
+_QUANTIZATION_KEYS = ("bits", "group_size", "mode", "method", "layers")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `convert`; gives the exit code."""
+    return run(_convert, argv)
+
+
+def parser() -> Parser:
+    """The flags of `convert`."""
+    made = Parser(
+        "convert",
+        "Carry a Hugging Face checkpoint across to an MLX model folder, plain or quantized.",
+        "convert --hf-path Qwen/Qwen3-8B --quantize --bits 4",
+    )
+    places = made.add_argument_group("source and destination")
+    add_key(places, "--hf-path", key="model.source", help="local folder or hub id of the checkpoint")
+    add_key(places, "--revision", key="model.revision", help="branch, tag or commit on the hub")
+    add_key(
+        places,
+        "--mlx-path",
+        "--output-dir",
+        key="model.path",
+        help="folder to write (default: mlx_models/<name>-<bits>bit)",
+    )
+    places.add_argument(
+        "--force", action="store_true", help="replace an existing destination once the new one is whole"
+    )
+    weights = made.add_argument_group("weights")
+    add_key(weights, "-q", "--quantize", key="convert.quantize", help="quantize the weights")
+    add_key(weights, "--bits", key="convert.bits", help="bits per weight")
+    add_key(weights, "--group-size", key="convert.group_size", help="weights that share a scale")
+    add_key(weights, "--mode", key="convert.mode", help="quantization mode")
+    add_key(weights, "--method", key="convert.method", help="how codes and scales are found")
+    add_key(weights, "--dtype", key="convert.dtype", help="dtype of what is not quantized")
+    add_key(
+        weights, "--max-shard-size", key="convert.max_shard_size", help="largest size of one file"
+    )
+    doing = made.add_argument_group("what to do")
+    doing.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    add_common(made)
+    return made
+
+
+def _convert(argv: Sequence[str]) -> int:
+    args = parser().parse_args(argv)
+    resolved = read_layers(args).resolve()
+    _check_options(resolved, args)
+    if args.show_config:
+        print(resolved.show(), end="")
+        return 0
+    if resolved.model.source is None:
+        raise UsageError("--hf-path", "no source is given", "give a local folder or a hub id")
+
+    from checkpoint.source import resolve_source
+    from convert.destination import check_apart
+    from convert.pipeline import convert, prepare
+    from convert.progress import progress_bar
+    from convert.show import plan_table, summary
+
+    table = resolved.convert
+    known = _destination(resolved, table.dtype, args)
+    source = resolve_source(resolved.model.source, resolved.model.revision)
+    prepared = prepare(source, table)
+    destination = known or _destination(resolved, prepared.dtype or "mlx", args)
+    check_apart(destination, source.path)
+    for warning in prepared.warnings:
+        warn(warning)
+    if args.verbose:
+        for line in prepared.model_map.notes:
+            note(line)
+    if args.dry_run:
+        plan = prepared.plan
+        print(json.dumps(plan.as_json()) if args.json else plan_table(plan))
+        return 0
+    receipt = convert(
+        prepared,
+        resolved.model.source,
+        table,
+        destination,
+        lambda total: progress_bar(total, quiet=args.quiet),
+    )
+    if args.json:
+        print(json.dumps(receipt, ensure_ascii=False))
+    else:
+        print(destination.path)
+    if not args.quiet:
+        note(summary(receipt, destination.path))
+    return 0
+
+
+def _check_options(resolved: Resolved, args: argparse.Namespace) -> None:
+    """Refuse flags that contradict each other, before anything is read."""
+    if not resolved.convert.quantize:
+        for key in _QUANTIZATION_KEYS:
+            origin = resolved.origin(f"convert.{key}")
+            if origin.startswith("--"):
+                raise UsageError(origin, "has no effect without --quantize", "add --quantize")
+    if args.dry_run and args.force:
+        raise UsageError("--force", "replaces nothing with --dry-run", "leave one of them out")
+
+
+def _destination(
+    resolved: Resolved, dtype: str | None, args: argparse.Namespace
+) -> Destination | None:
+    """The checked destination; None while its name hangs on a dtype not yet known."""
+    from convert.destination import check_destination
+
+    force = args.force or args.dry_run
+    if resolved.model.path is not None:
+        return check_destination(resolved.model.path, force=force)
+    if not resolved.convert.quantize and dtype is None:
+        return None
+    return check_destination(resolved.default_folder(dtype or ""), force=force, make_parent=True)

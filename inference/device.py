@@ -1,0 +1,109 @@
+"""Where a model runs and in what type: the policy in one place.
+
+    device   Metal or CUDA where MLX has it, else the CPU; or what was asked for
+    dtype    Metal and CUDA keep the model's own; the CPU computes in float32, since
+             its float16 and bfloat16 matrix products are 10 to 50 times slower;
+             or what was asked for
+
+Owns the device, its memory limits, and the casting of weights. Knows nothing of
+architectures or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from configs.errors import UsageError
+
+_DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A device, and the type that floats are cast to (None: they stay as they are)."""
+
+    device: str
+    dtype: str | None
+
+    @property
+    def fused_attention(self) -> bool:
+        """Whether attention runs without its whole matrix of scores in memory."""
+        return self.device != "cpu"
+
+
+def place(device: str = "auto", dtype: str = "auto", memory_limit: int | None = None) -> Placement:
+    """Choose device and dtype, and set MLX up for them.
+
+    Args:
+        device: "auto", "cpu" or "gpu".
+        dtype: "auto", "float16", "bfloat16" or "float32".
+        memory_limit: Bytes that MLX should stay under; its own limit if None.
+
+    Raises:
+        UsageError: There is no such device here.
+    """
+    has_gpu = mx.is_available(mx.gpu)
+    if device == "gpu" and not has_gpu:
+        raise UsageError("--device", "MLX has no GPU here", "use --device cpu")
+    on_cpu = device == "cpu" or not has_gpu
+    mx.set_default_device(mx.cpu if on_cpu else mx.gpu)
+    if memory_limit is not None:
+        mx.set_memory_limit(memory_limit)
+    name = "cpu" if on_cpu else "metal" if mx.metal.is_available() else "cuda"
+    chosen = "float32" if dtype == "auto" and on_cpu else None if dtype == "auto" else dtype
+    return Placement(name, chosen)
+
+
+def cast(model: nn.Module, placement: Placement) -> str:
+    """Bring the model's floats to the placement's dtype, piece by piece, and evaluate them.
+
+    Packed weights stay as they are; the scales and biases of affine quantization are
+    floats like any other.
+
+    Returns:
+        The dtype that the model computes in.
+    """
+    target = None if placement.dtype is None else _DTYPES[placement.dtype]
+    for _, module in model.named_modules():
+        changed = {}
+        for name, value in module.items():
+            if not isinstance(value, mx.array):
+                continue
+            if target is not None and mx.issubdtype(value.dtype, mx.floating):
+                value = value.astype(target)
+                changed[name] = value
+            mx.eval(value)
+        if changed:
+            module.update(changed)
+    mx.clear_cache()
+    return str(_compute_dtype(model)).removeprefix("mlx.core.")
+
+
+def _compute_dtype(model: nn.Module) -> mx.Dtype:
+    """The float type that most of the model's parameters have."""
+    sizes: dict[mx.Dtype, int] = {}
+    for _, value in tree_flatten(model.parameters()):
+        if mx.issubdtype(value.dtype, mx.floating):
+            sizes[value.dtype] = sizes.get(value.dtype, 0) + value.size
+    return max(sizes, key=lambda dtype: sizes[dtype], default=mx.float32)
+
+
+@contextmanager
+def wired(placement: Placement) -> Iterator[None]:
+    """On Metal, keep the model's memory resident while it runs, and restore the limit after."""
+    recommended = mx.device_info().get("max_recommended_working_set_size")
+    if placement.device != "metal" or recommended is None:
+        yield
+        return
+    before = mx.set_wired_limit(int(recommended))
+    try:
+        yield
+    finally:
+        mx.synchronize()
+        mx.set_wired_limit(before)
