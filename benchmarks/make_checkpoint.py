@@ -26,7 +26,9 @@ SHARD_BYTES = 1 << 30
 TOKENIZER = Path(__file__).parents[1] / "configs" / "demo_model"
 
 
-def tensors(hidden: int, inner: int, layers: int, heads: int, kv_heads: int) -> dict[str, list[int]]:
+def tensors(
+    hidden: int, inner: int, layers: int, heads: int, kv_heads: int
+) -> dict[str, list[int]]:
     """Name and shape of every tensor of a Qwen2 model with tied embeddings."""
     kv = hidden // heads * kv_heads
     shapes = {"model.embed_tokens.weight": [VOCABULARY, hidden], "model.norm.weight": [hidden]}

@@ -124,6 +124,8 @@ def _header_length(path: Path, start: bytearray, file_bytes: int) -> int:
 
 
 def _metadata(path: Path, value: object) -> dict[str, str]:
+    if value is None:  # as mx.save_safetensors writes it when it is given none
+        return {}
     if not isinstance(value, dict):
         raise _invalid(path, f"__metadata__ is {json_type(value)}, not an object")
     for key, text in value.items():

@@ -39,8 +39,21 @@ def quoted(text: str) -> str:
     return repr(text)
 
 
-def parse(data: bytes | bytearray, where: Path, error: type[SourceError] = SourceError) -> Any:
+def parse(
+    data: bytes | bytearray,
+    where: Path,
+    error: type[SourceError] = SourceError,
+    *,
+    infinities: bool = False,
+) -> Any:
     """Parse one JSON text.
+
+    Args:
+        data: The text, as bytes.
+        where: The file to name in an error.
+        error: The class of error to raise.
+        infinities: Allow `Infinity` and `-Infinity`, which Python's writer leaves in the
+            config.json of some models; NaN is never allowed.
 
     Raises:
         SourceError: The class given as `error`, with the reason.
@@ -56,7 +69,7 @@ def parse(data: bytes | bytearray, where: Path, error: type[SourceError] = Sourc
             object_pairs_hook=_object,
             parse_int=_integer,
             parse_float=_float,
-            parse_constant=_constant,
+            parse_constant=_infinity if infinities else _constant,
         )
         if _SURROGATE.search(text):
             _refuse_lone_surrogates(value)
@@ -73,7 +86,11 @@ def parse(data: bytes | bytearray, where: Path, error: type[SourceError] = Sourc
 
 
 def read_json_object(
-    path: Path, error: type[SourceError] = SourceError, limit: int = CONFIG_LIMIT
+    path: Path,
+    error: type[SourceError] = SourceError,
+    limit: int = CONFIG_LIMIT,
+    *,
+    infinities: bool = False,
 ) -> dict[str, Any]:
     """Read a JSON file of at most `limit` bytes whose top level is an object.
 
@@ -81,7 +98,7 @@ def read_json_object(
         SourceError: The class given as `error`, with the reason.
         DiskError: It can't be read.
     """
-    value = parse(disk.read_whole(path, limit), path, error)
+    value = parse(disk.read_whole(path, limit), path, error, infinities=infinities)
     if not isinstance(value, dict):
         raise error(path, f"holds {json_type(value)} where an object was expected")
     return value
@@ -120,6 +137,10 @@ def _float(text: str) -> float:
 
 def _constant(text: str) -> NoReturn:
     raise _InvalidValueError(f"it has {text}, which JSON does not allow")
+
+
+def _infinity(text: str) -> float:
+    return _constant(text) if text == "NaN" else float(text)
 
 
 def _refuse_lone_surrogates(value: object) -> None:

@@ -12,12 +12,17 @@ import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from configs import __version__
 from configs.checks import InvalidValue, nearest, shown
 from configs.errors import UsageError
-from configs.resolve import Setting, refusal
+from configs.quantization import MODES
 from configs.schema import CHECKS, TABLES
+from configs.settings import Setting, refusal
 
 _WIDEST = 100
+
+# Keys whose default depends on the quantization mode, and where it says so.
+_OF_MODE = {"convert.bits": "bits", "convert.group_size": "group_sizes"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -161,7 +166,7 @@ class _KeyAction(argparse.Action):
 
 
 class _VersionAction(argparse.Action):
-    """Prints the version; looks it up only then, for importlib.metadata is slow to import."""
+    """Prints the version of the whole toolkit."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **kwargs)
@@ -173,13 +178,7 @@ class _VersionAction(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            found = version("mlx-ferry")
-        except PackageNotFoundError:
-            found = "(not installed)"
-        print(f"{parser.prog} (mlx-ferry) {found}")
+        print(f"{parser.prog} (mlx-ferry) {__version__}")
         parser.exit()
 
 
@@ -197,7 +196,9 @@ def _default_text(key: str) -> str:
     default = getattr(TABLES[table], name, None)
     if default is None or default is False or default == ():
         return ""
-    if key in ("convert.bits", "convert.group_size"):  # the mode decides
-        of_mode = {name: getattr(mode, f"{key}") for name, mode in MODES.items()}
+    if key in _OF_MODE:
+        of_mode = {name: getattr(mode, _OF_MODE[key])[0] for name, mode in MODES.items()}
+        others = [f"{name} {value}" for name, value in of_mode.items() if value != default]
+        return f"{default}; {', '.join(others)}"
     # 5 * 10**9 is easier to read, and to write, as 5GB.
     return re.sub(r"^(\d+)0{9}$", r"\1GB", str(default))

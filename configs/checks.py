@@ -9,9 +9,8 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import ClassVar
+from dataclasses import fields
+from typing import ClassVar, NamedTuple
 
 KeyPath = tuple[str | int, ...]
 
@@ -51,8 +50,7 @@ class InvalidValue(ValueError):  # noqa: N818 -- names the value, not the failur
         return f"{dotted(self.path)}: {self.what}; {self.mend}" if self.path else self.what
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One kind of value.
 
     Args:
@@ -82,12 +80,14 @@ class Check:
 
     def from_text(self, text: str) -> object:
         """The same for the text of a flag."""
+        if self.parse is str:
+            return self(text)
         try:
             return self(self.parse(text))
         except ValueError as error:
-            if isinstance(error, InvalidValue) and self.parse is str:
-                raise  # it knows more
-            raise InvalidValue(f"{_short(text)} is not allowed", f"it takes {self.takes}") from None
+            raise InvalidValue(
+                f"{_short(text)} is not allowed", f"it takes {self.takes}"
+            ) from error
 
 
 class Table:
@@ -201,6 +201,8 @@ def file_path() -> Check:
     """A path; kept as a `Path`. Bytes that are not UTF-8 are allowed, as file systems do."""
 
     def read(value: object) -> object:
+        from pathlib import Path
+
         good = isinstance(value, (str, Path)) and str(value) and "\0" not in str(value)
         return Path(str(value)) if good else None
 

@@ -20,7 +20,6 @@ import io
 import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
@@ -94,9 +93,6 @@ def warn(text: str) -> None:
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
     """Make SIGINT and SIGTERM exceptions, once: the second time the process ends."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     raised = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: _Terminated}
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -104,7 +100,8 @@ def _signals() -> Iterator[None]:
         raise raised[signal.Signals(number)]
 
     # A signal that is ignored (nohup, a job in the background) stays ignored.
-    before = {n: signal.getsignal(n) for n in raised if signal.getsignal(n) != signal.SIG_IGN}
+    before = {number: signal.getsignal(number) for number in raised}
+    before = {n: handler for n, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     try:
         for number in before:
             signal.signal(number, handle)

@@ -22,7 +22,10 @@ Library code raises these; only a `cli.py` prints them or exits.
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class FerryError(Exception):

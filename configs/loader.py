@@ -14,8 +14,9 @@ from pathlib import Path
 from configs.checks import InvalidValue, dotted, nearest, shown
 from configs.errors import ConfigError
 from configs.positions import KeyLines, TooDeepError
-from configs.resolve import Layer, Layers, Setting, refusal
+from configs.resolve import Layers
 from configs.schema import CHECKS, TABLES
+from configs.settings import Layer, Setting, refusal
 
 LARGEST_FILE = 256 * 1024
 
@@ -57,16 +58,14 @@ def load_toml(name_or_path: str) -> Layer:
         ConfigError: Not found, not readable, not TOML, or not what the schema allows.
     """
     if "/" in name_or_path or name_or_path.endswith(".toml"):
-        path = Path(name_or_path)
+        path, label = Path(name_or_path), name_or_path
     elif name_or_path in shipped():
         path = _HERE / f"{name_or_path}.toml"
+        label = path.name
     else:
-        raise ConfigError(
-            "--config",
-            f"no shipped config is named {shown(name_or_path)}",
-            f"{nearest(name_or_path, shipped())} A path ends in .toml",
-        )
-    return _layer(_read_text(path), path)
+        what = f"no shipped config is named {shown(name_or_path)}"
+        raise ConfigError("--config", what, f"{_nearest_shipped(name_or_path)}, or give a path")
+    return _layer(_read_text(path), label, path.parent.absolute())
 
 
 def read_sets(items: Iterable[str]) -> Layer:
@@ -110,7 +109,7 @@ def _read_text(path: Path) -> str:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
     except FileNotFoundError as error:
-        mend = f"check the path, or name a shipped config: {', '.join(shipped())}"
+        mend = f"check the path, or name one of {', '.join(shipped())}"
         raise ConfigError(path, "no such file", mend) from error
     except OSError as error:
         raise ConfigError(path, f"can't be read: {error.strerror}", "check the path") from error
@@ -125,33 +124,33 @@ def _read_text(path: Path) -> str:
         raise ConfigError(f"{path}:{line}", "not UTF-8", "save it as UTF-8") from error
 
 
-def _layer(text: str, path: Path) -> Layer:
-    document, lines = _parse(text, path)
+def _layer(text: str, label: str, folder: Path) -> Layer:
+    document, lines = _parse(text, label)
     layer = {}
     for table, keys in document.items():
         if table in PASSED_OVER:
             continue
         if table not in TABLES:
-            place = f"{path}:{lines[(table,)]}"
+            place = f"{label}:{lines[(table,)]}"
             raise ConfigError(place, f"{table}: unknown table", _nearest_key(table))
         if not isinstance(keys, dict):
-            place = f"{path}:{lines[(table,)]}"
+            place = f"{label}:{lines[(table,)]}"
             raise ConfigError(place, f"{table}: {shown(keys)} is not a table", f"write [{table}]")
         for key, value in keys.items():
-            place = f"{path}:{lines[(table, key)]}"
+            place = f"{label}:{lines[(table, key)]}"
             if f"{table}.{key}" not in CHECKS:
                 what = f"{dotted((table, key))}: unknown key"
                 raise ConfigError(place, what, _nearest_key(f"{table}.{key}"))
             try:
                 kept = CHECKS[f"{table}.{key}"](value)
-                layer[f"{table}.{key}"] = Setting(_beside(f"{table}.{key}", kept, path), place)
+                layer[f"{table}.{key}"] = Setting(_beside(f"{table}.{key}", kept, folder), place)
             except InvalidValue as error:
-                place = f"{path}:{lines[(table, key, *error.path)]}"
+                place = f"{label}:{lines[(table, key, *error.path)]}"
                 raise refusal(place, (table, key), error) from error
     return layer
 
 
-def _parse(text: str, path: Path) -> tuple[dict[str, object], KeyLines]:
+def _parse(text: str, label: str) -> tuple[dict[str, object], KeyLines]:
     import tomli
 
     try:
@@ -159,21 +158,20 @@ def _parse(text: str, path: Path) -> tuple[dict[str, object], KeyLines]:
             document = tomli.loads(text)
         except RecursionError as error:
             KeyLines(text)  # says which line
-            raise ConfigError(path, *_TOO_DEEP) from error
+            raise ConfigError(label, *_TOO_DEEP) from error
         return document, KeyLines(text)
     except TooDeepError as error:
-        raise ConfigError(f"{path}:{error.line}", *_TOO_DEEP) from error
+        raise ConfigError(f"{label}:{error.line}", *_TOO_DEEP) from error
     except tomli.TOMLDecodeError as error:
         twice = error.msg == "Cannot overwrite a value"
         what = "a key that is there already" if twice else f"not TOML: {error.msg}"
-        raise ConfigError(f"{path}:{error.lineno}", what, "correct that line") from error
+        raise ConfigError(f"{label}:{error.lineno}", what, "correct that line") from error
     except ValueError as error:  # Python's own limit on the digits of an integer
-        raise ConfigError(path, "a number with too many digits", "shorten it") from error
+        raise ConfigError(label, "a number with too many digits", "shorten it") from error
 
 
-def _beside(key: str, value: object, file: Path) -> object:
+def _beside(key: str, value: object, folder: Path) -> object:
     """A path in a TOML file counts from that file's folder."""
-    folder = file.parent.absolute()
     if isinstance(value, Path):
         return folder / _home(value)
     if key == "model.source" and str(value).startswith(("./", "../", "~")):
@@ -186,6 +184,12 @@ def _home(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError as error:
         raise InvalidValue(f"{shown(str(path))}: no such user", "write the whole path") from error
+
+
+def _nearest_shipped(word: str) -> str:
+    names = ", ".join(shipped())
+    near = nearest(word, shipped())
+    return f"{near} shipped are {names}" if near.endswith("?") else f"shipped are {names}"
 
 
 def _nearest_key(word: str) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from fnmatch import fnmatchcase
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
@@ -158,6 +157,8 @@ class ConvertTable(Table):
 
     def rule_for(self, module: str) -> LayerChoice | None:
         """What the rules say of a module path; None when no rule matches it."""
+        from fnmatch import fnmatchcase
+
         matching = (rule for rule in self.layers if fnmatchcase(module, rule.pattern))
         rule = next(matching, None)
         return None if rule is None else self._choice(rule)

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, cast
+from typing import cast
 
-from configs.checks import InvalidValue, KeyPath, dotted
+from configs.checks import InvalidValue
 from configs.errors import ConfigError, ModelConfigError
 from configs.quantization import MODES
 from configs.schema import (
@@ -25,19 +25,12 @@ from configs.schema import (
     ModelTable,
     TokenizerTable,
 )
+from configs.settings import Layer, Setting, refusal
+
+__all__ = ["DEFAULT", "Layer", "Layers", "Resolved", "Setting"]
 
 DEFAULT = "default"
 
-
-class Setting(NamedTuple):
-    """A checked value and where it came from, in words for the user."""
-
-    value: object
-    origin: str
-
-
-Layer = Mapping[str, Setting]
-"""Settings by dotted key, such as `generate.temperature`."""
 
 # A layer that changes the first hides what the layers below say of the others: the revision of one
 # model means nothing for another, nor do the bits of one mode.
@@ -144,18 +137,6 @@ class Resolved:
         from configs.show import show
 
         return show(self)
-
-
-def refusal(origin: str, key: KeyPath, error: InvalidValue) -> ConfigError:
-    """An invalid value as the user's error: a flag or `--set` names the key, a file does not.
-
-    Args:
-        origin: Where the value stands.
-        key: Its table and key; `error.path` goes on from there.
-        error: What is wrong.
-    """
-    inner = dotted(error.path) if origin.startswith("--") else dotted((*key, *error.path))
-    return ConfigError(origin, f"{inner}: {error.what}" if inner else error.what, error.mend)
 
 
 def _table(name: str, chosen: Mapping[str, Setting]) -> object:

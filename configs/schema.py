@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from configs.checks import (
     Check,
@@ -26,6 +25,9 @@ from configs.checks import (
     texts,
 )
 from configs.quantization import ConvertTable, LayerChoice, LayerRule
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = [
     "CHECKS",

@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from configs.arguments import Parser, add_common, add_key
 from configs.command import note, run, warn
 from configs.errors import UsageError
 from configs.loader import read_layers
 from configs.resolve import Resolved
-
-if TYPE_CHECKING:
-    from convert.destination import Destination
 
 _QUANTIZATION_KEYS = ("bits", "group_size", "mode", "method", "layers")
 
@@ -32,7 +29,9 @@ def parser() -> Parser:
         "convert --hf-path Qwen/Qwen3-8B --quantize --bits 4",
     )
     places = made.add_argument_group("source and destination")
-    add_key(places, "--hf-path", key="model.source", help="local folder or hub id of the checkpoint")
+    add_key(
+        places, "--hf-path", key="model.source", help="local folder or hub id of the checkpoint"
+    )
     add_key(places, "--revision", key="model.revision", help="branch, tag or commit on the hub")
     add_key(
         places,
@@ -42,7 +41,9 @@ def parser() -> Parser:
         help="folder to write (default: mlx_models/<name>-<bits>bit)",
     )
     places.add_argument(
-        "--force", action="store_true", help="replace an existing destination once the new one is whole"
+        "--force",
+        action="store_true",
+        help="replace an existing destination once the new one is whole",
     )
     weights = made.add_argument_group("weights")
     add_key(weights, "-q", "--quantize", key="convert.quantize", help="quantize the weights")
@@ -71,16 +72,19 @@ def _convert(argv: Sequence[str]) -> int:
         raise UsageError("--hf-path", "no source is given", "give a local folder or a hub id")
 
     from checkpoint.source import resolve_source
-    from convert.destination import check_apart
+    from convert.destination import check_apart, check_destination
     from convert.pipeline import convert, prepare
     from convert.progress import progress_bar
     from convert.show import plan_table, summary
 
     table = resolved.convert
-    known = _destination(resolved, table.dtype, args)
+    may_exist = args.force or args.dry_run
+    if (known := _path(resolved, table.dtype)) is not None:
+        check_destination(known, force=may_exist, make_parent=known != resolved.model.path)
     source = resolve_source(resolved.model.source, resolved.model.revision)
     prepared = prepare(source, table)
-    destination = known or _destination(resolved, prepared.dtype or "mlx", args)
+    path = known or resolved.default_folder(prepared.dtype or "mlx")
+    destination = check_destination(path, force=may_exist, make_parent=path != resolved.model.path)
     check_apart(destination, source.path)
     for warning in prepared.warnings:
         warn(warning)
@@ -118,15 +122,10 @@ def _check_options(resolved: Resolved, args: argparse.Namespace) -> None:
         raise UsageError("--force", "replaces nothing with --dry-run", "leave one of them out")
 
 
-def _destination(
-    resolved: Resolved, dtype: str | None, args: argparse.Namespace
-) -> Destination | None:
-    """The checked destination; None while its name hangs on a dtype not yet known."""
-    from convert.destination import check_destination
-
-    force = args.force or args.dry_run
+def _path(resolved: Resolved, dtype: str | None) -> Path | None:
+    """Where the result goes; None while its name hangs on a dtype not yet known."""
     if resolved.model.path is not None:
-        return check_destination(resolved.model.path, force=force)
-    if not resolved.convert.quantize and dtype is None:
-        return None
-    return check_destination(resolved.default_folder(dtype or ""), force=force, make_parent=True)
+        return resolved.model.path
+    if resolved.convert.quantize or dtype is not None:
+        return resolved.default_folder(dtype or "")
+    return None

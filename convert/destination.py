@@ -160,7 +160,9 @@ def _locked(staging: Path) -> Iterator[None]:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DestinationError(
-                staging, f"process {_owner(staging)} is converting to this destination", "wait for it"
+                staging,
+                f"process {_owner(staging)} is converting to this destination",
+                "wait for it",
             ) from error
         yield
     finally:

@@ -78,7 +78,9 @@ def _for_the_result(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_json(value: dict[str, Any]) -> bytes:
-    return json.dumps(_tagged(value), indent=4, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return (
+        json.dumps(_tagged(value), indent=4, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    )
 
 
 def _tagged(value: Any) -> Any:

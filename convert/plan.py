@@ -185,8 +185,7 @@ class Plan:
                     "shape": list(parameter.shape),
                     "dtype": parameter.dtype,
                     "operation": parameter.operation,
-                    "quantization": parameter.quantization
-                    and parameter.quantization.as_config(),
+                    "quantization": parameter.quantization and parameter.quantization.as_config(),
                     "bytes": parameter.nbytes,
                     "sources": list(parameter.sources),
                     "note": parameter.note,

@@ -116,9 +116,7 @@ def _quantize(
         chosen[path] = wanted
         return wanted.as_config()
 
-    nn.quantize(
-        model, default.group_size, default.bits, mode=default.mode, class_predicate=choose
-    )
+    nn.quantize(model, default.group_size, default.bits, mode=default.mode, class_predicate=choose)
     if unmatched:
         raise UsageError(
             "convert.layers", f"no layer matches {', '.join(map(repr, sorted(unmatched)))}"

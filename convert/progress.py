@@ -41,6 +41,8 @@ def progress_bar(total_bytes: int, *, quiet: bool) -> Iterator[Callable[[str, in
         task = progress.add_task("", total=total_bytes)
 
         def advance(name: str, nbytes: int) -> None:
-            progress.update(task, advance=nbytes, description=name[-_NAME_WIDTH:].ljust(_NAME_WIDTH))
+            progress.update(
+                task, advance=nbytes, description=name[-_NAME_WIDTH:].ljust(_NAME_WIDTH)
+            )
 
         yield advance

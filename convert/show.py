@@ -17,7 +17,9 @@ def plan_table(plan: Plan) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     size = max(len(row[3]) for row in rows)
     lines = [
-        "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3].rjust(size)])
+        "  ".join(
+            [*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3].rjust(size)]
+        )
         for row in rows
     ]
     return "\n".join([*lines, "", *_totals(plan)])

@@ -37,9 +37,7 @@ class FileDigest:
     sha256: str
 
 
-def verify_shards(
-    folder: Path, plan: Plan, checksums: Mapping[str, int]
-) -> tuple[FileDigest, ...]:
+def verify_shards(folder: Path, plan: Plan, checksums: Mapping[str, int]) -> tuple[FileDigest, ...]:
     """Re-read every shard.
 
     Args:

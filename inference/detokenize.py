@@ -33,18 +33,21 @@ class Detokenizer:
         """Take one token; return the text that is certain now."""
         self._window.append(token)
         text = self._decode(self._window)
-        if text.endswith(_REPLACEMENT) or len(text) <= len(self._shown):
-            return ""
-        return self._advance(text)
+        return "" if text.endswith(_REPLACEMENT) else self._advance(text)
 
     def flush(self) -> str:
         """The rest, once no more tokens can come."""
         return self._advance(self._decode(self._window)) if self._window else ""
 
     def _advance(self, text: str) -> str:
-        new = text[len(self._shown) :]
-        if new:
-            del self._window[: self._anchor]
-            self._anchor = len(self._window)
-            self._shown = self._decode(self._window)
+        if text == self._shown:
+            return ""
+        if text.startswith(self._shown):
+            new = text[len(self._shown) :]
+        else:
+            # One bad byte makes a byte-fallback decoder give up the good ones before it.
+            new = self._decode(self._window[self._anchor :])
+        del self._window[: self._anchor]
+        self._anchor = len(self._window)
+        self._shown = self._decode(self._window)
         return new

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast as typing_cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -85,10 +86,15 @@ def cast(model: nn.Module, placement: Placement) -> str:
     return str(_compute_dtype(model)).removeprefix("mlx.core.")
 
 
+def parameters(model: nn.Module) -> dict[str, mx.array]:
+    """Every parameter by its path."""
+    return dict(typing_cast(list[tuple[str, mx.array]], tree_flatten(model.parameters())))
+
+
 def _compute_dtype(model: nn.Module) -> mx.Dtype:
     """The float type that most of the model's parameters have."""
     sizes: dict[mx.Dtype, int] = {}
-    for _, value in tree_flatten(model.parameters()):
+    for value in parameters(model).values():
         if mx.issubdtype(value.dtype, mx.floating):
             sizes[value.dtype] = sizes.get(value.dtype, 0) + value.size
     return max(sizes, key=lambda dtype: sizes[dtype], default=mx.float32)

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -34,7 +34,9 @@ _CLEAR_EVERY = 256
 class Reader(Protocol):
     """Makes the text of one answer from its tokens."""
 
-    stopped: bool
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has ended the answer."""
 
     def push(self, token: int) -> str:
         """Take a token; return the text that may be shown now."""
@@ -54,7 +56,6 @@ class _Row:
     began: float
     read: int = 0
     produced: int = 0
-    prefilled_at: float = 0.0
     first_token_at: float | None = None
     last_token_at: float = 0.0
     # The step that the device works on: its token, and the log-sum-exp of its logits.
@@ -143,14 +144,13 @@ class Engine:
         if row.pending is None:
             last = mx.array([row.request.prompt[-1]])
             row.pending = self._forward(row, last)
-            row.read += 1
             return []
         token, total = row.pending
         row.produced += 1
         row.pending = None
         if row.produced < options.max_tokens:
             row.pending = self._forward(row, token)
-        return self._take(row, int(token.item()), float(total.item()))
+        return self._take(row, cast(int, token.item()), cast(float, total.item()))
 
     def _forward(self, row: _Row, token: mx.array) -> tuple[mx.array, mx.array]:
         logits = self.model(token[None], cache=row.cache.layers)[0, -1]

@@ -164,7 +164,9 @@ def _read(path: Path) -> str:
     try:
         return bytes(disk.read_whole(path, 4 * _MAX_SOURCE)).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise TemplateError(path, f"is not UTF-8 (byte {error.start})", "save it as UTF-8") from error
+        raise TemplateError(
+            path, f"is not UTF-8 (byte {error.start})", "save it as UTF-8"
+        ) from error
 
 
 class _Quoter:

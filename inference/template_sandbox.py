@@ -8,7 +8,7 @@ that can multiply sizes is checked before it is done. Knows nothing of messages.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any, NoReturn
 
@@ -24,16 +24,78 @@ from jinja2.visitor import NodeTransformer
 
 from inference.template_caps import Caps
 
-_FILTERS = (
-    "abs attr capitalize count d default dictsort e escape first float groupby int items last"
-    " length lower map max min reject rejectattr reverse safe select selectattr sort title trim"
-    " unique upper"
-).split()
+_FILTERS = [
+    "abs",
+    "attr",
+    "capitalize",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "first",
+    "float",
+    "groupby",
+    "int",
+    "items",
+    "last",
+    "length",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "reject",
+    "rejectattr",
+    "reverse",
+    "safe",
+    "select",
+    "selectattr",
+    "sort",
+    "title",
+    "trim",
+    "unique",
+    "upper",
+]
 _STR_METHODS = frozenset(
-    "capitalize count endswith find format format_map index isalnum isalpha isascii"
-    " isdecimal isdigit islower isnumeric isspace istitle isupper join lower lstrip partition"
-    " removeprefix removesuffix replace rfind rindex rpartition rsplit rstrip split splitlines"
-    " startswith strip swapcase title upper".split()
+    [
+        "capitalize",
+        "count",
+        "endswith",
+        "find",
+        "format",
+        "format_map",
+        "index",
+        "isalnum",
+        "isalpha",
+        "isascii",
+        "isdecimal",
+        "isdigit",
+        "islower",
+        "isnumeric",
+        "isspace",
+        "istitle",
+        "isupper",
+        "join",
+        "lower",
+        "lstrip",
+        "partition",
+        "removeprefix",
+        "removesuffix",
+        "replace",
+        "rfind",
+        "rindex",
+        "rpartition",
+        "rsplit",
+        "rstrip",
+        "split",
+        "splitlines",
+        "startswith",
+        "strip",
+        "swapcase",
+        "title",
+        "upper",
+    ]
 )
 
 
@@ -47,7 +109,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     `caps` belong to one rendering; a sandbox renders one at a time.
     """
 
-    intercepted_binops = frozenset("+ * ** %".split())
+    intercepted_binops = frozenset(["+", "*", "**", "%"])
 
     def __init__(self) -> None:
         super().__init__(
@@ -65,7 +127,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             "raise_exception": _raise_exception,
             "strftime_now": _strftime_now,
         }
-        checked: Mapping[str, Callable[..., Any]] = {
+        checked: dict[str, Callable[..., Any]] = {
             "format": lambda text, *values: self._format(str(text), values),
             "indent": self._with_width(FILTERS["indent"]),
             "join": lambda values, d="", attribute=None: self._join(values, d, attribute),
@@ -108,13 +170,15 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     # What jinja asks of a sandbox.
 
-    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.caps.tick()
         owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
         if isinstance(owner, str):
             return self._str_method(owner, obj, args, kwargs)
         if isinstance(owner, (int, float, bytes)):
-            raise SecurityError(f"calls a method of {type(owner).__name__}, which templates may not")
+            raise SecurityError(
+                f"calls a method of {type(owner).__name__}, which templates may not"
+            )
         made = super().call(context, obj, *args, **kwargs)
         # A macro gives what was already counted as output.
         return made if isinstance(obj, Macro) else self.caps.made(made)

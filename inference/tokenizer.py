@@ -103,19 +103,18 @@ class Tokenizer:
                 "use the tokenizer that belongs to these weights",
             )
 
-    def check_length(self, text: str, context: int | None) -> None:
+    def check_length(self, characters: int, context: int | None) -> None:
         """Refuse text that can't fit the context, before time goes into encoding it.
 
         Raises:
             RequestError: With the counts.
         """
-        # A character of a token may stand for a few bytes, and a normalizer may shorten text.
-        most = None if context is None else 4 * context * self._longest
-        if most is not None and len(text) > most:
+        # With room to spare for normalizers, which can shorten a text.
+        if context is not None and characters > 4 * context * self._longest:
             raise RequestError(
                 "--prompt",
-                f"has {len(text)} characters, and a context of {context} tokens holds "
-                f"at most {most}",
+                f"has {characters} characters, and the context of {context} tokens holds "
+                f"{4 * context * self._longest} at the very most",
                 "shorten it",
             )
 
@@ -165,8 +164,10 @@ def _read_backend(path: Path) -> Backend:
             return Backend.from_file(str(path))
     except TokenizerError:
         raise
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-        raise TokenizerError(path, f"is not a valid tokenizer ({error})", "download it again") from error
+    except Exception as error:  # the library raises nothing narrower
+        raise TokenizerError(
+            path, f"is not a valid tokenizer ({error})", "download it again"
+        ) from error
 
 
 def _convert_backend(folder: Path) -> Backend:

@@ -74,7 +74,7 @@ class Tiny:
         torch.manual_seed(seed)
         config = self.config()
         config._attn_implementation = "eager"
-        model = getattr(transformers, f"{self.kind}ForCausalLM")(config).eval().float()
+        model = transformers.AutoModelForCausalLM.from_config(config).eval().float()
         with torch.no_grad():
             for name, weight in model.named_parameters():
                 if weight.ndim >= 2:
@@ -120,7 +120,7 @@ TABLE: dict[str, Tiny] = {
     "qwen3": Tiny("Qwen3", {"rope_parameters": ROPE, "head_dim": 32}),
     "qwen3-moe": Tiny("Qwen3Moe", {"rope_parameters": ROPE, "head_dim": 32, "norm_topk_prob": True, **MOE}),
     "olmo2": Tiny("Olmo2", {"rope_parameters": ROPE}),
-    "olmo3": Tiny("Olmo3", {"rope_parameters": ROPE, "sliding_window": 16, "num_hidden_layers": 4}),
+    "olmo3": Tiny("Olmo3", {"rope_parameters": {"full_attention": YARN, "sliding_attention": ROPE}, "sliding_window": 16, "num_hidden_layers": 4}),
     "olmoe": Tiny("Olmoe", {"rope_parameters": ROPE, "num_experts": 4, "num_experts_per_tok": 2}),
     "phi": Tiny("Phi", {"rope_parameters": partial(0.5), "num_key_value_heads": 4}),
     "phi3": Tiny("Phi3", {"rope_parameters": partial(0.5)}),
@@ -145,7 +145,7 @@ TABLE: dict[str, Tiny] = {
     "gpt-oss": Tiny("GptOss", {"head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 16, "num_hidden_layers": 4, "rope_parameters": YARN}),
     "nanochat": Tiny("NanoChat", {"rope_parameters": ROPE}),
     "mamba": Tiny("Mamba", {"state_size": 8, "use_conv_bias": True, "time_step_rank": 4}, {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2}),
-    "mamba2": Tiny("Mamba2", {"state_size": 16, "num_heads": 8, "head_dim": 16, "n_groups": 2, "expand": 2, "chunk_size": 16}, {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2}),
+    "mamba2": Tiny("Mamba2", {"state_size": 16, "num_heads": 8, "head_dim": 16, "n_groups": 1, "expand": 2, "chunk_size": 16}, {"vocab_size": VOCAB, "hidden_size": 64, "num_hidden_layers": 2}),
     "deepseek-v2": Tiny("DeepseekV2", {"rope_parameters": ROPE, "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 48, "first_k_dense_replace": 1, "topk_method": "greedy", "n_group": 1, "topk_group": 1}),
     "deepseek-v3": Tiny("DeepseekV3", {"rope_parameters": ROPE, "num_key_value_heads": 4, "q_lora_rank": 24, "kv_lora_rank": 16, "qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 48, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1}),
     "seed-oss": Tiny("SeedOss", {"rope_parameters": ROPE, "head_dim": 32}),
@@ -156,13 +156,12 @@ TABLE: dict[str, Tiny] = {
     "nemotron": Tiny("Nemotron", {"rope_parameters": partial(0.5)}),
     "helium": Tiny("Helium", {"rope_parameters": ROPE, "head_dim": 16}),
     "dots1": Tiny("Dots1", {"rope_parameters": ROPE, "num_key_value_heads": 4, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1, "moe_intermediate_size": 48, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1}),
-    "minimax": Tiny("MiniMax", {"rope_parameters": ROPE, "num_local_experts": 4}),
-    "jamba": Tiny("Jamba", {"num_experts": 4, "num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False}),
+    "minimax-m2": Tiny("MiniMaxM2", {"rope_parameters": partial(0.5), "head_dim": 32, "num_local_experts": 4, "num_experts_per_tok": 2}),
+    "jamba": Tiny("Jamba", {"num_experts": 1, "num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4, "use_mamba_kernels": False}),
     "falcon-h1": Tiny("FalconH1", {"rope_parameters": ROPE, "head_dim": 16, "mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_chunk_size": 16}),
     "qwen3-next": Tiny("Qwen3Next", {"rope_parameters": partial(0.5), "head_dim": 32, "num_hidden_layers": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4, "shared_expert_intermediate_size": 48, **MOE}),
-    "llama4-text": Tiny("Llama4Text", {"rope_parameters": ROPE, "head_dim": 16, "num_local_experts": 4, "intermediate_size_mlp": 96, "num_experts_per_tok": 1}),
+    "llama4-text": Tiny("Llama4Text", {"rope_parameters": ROPE, "head_dim": 16, "intermediate_size_mlp": 96, "moe_layers": [], "attn_temperature_tuning": False}),
     "granite-hybrid": Tiny("GraniteMoeHybrid", {"num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["mamba", "attention", "mamba"], "shared_intermediate_size": 48, "mamba_n_heads": 8, "mamba_d_head": 16, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16}),
-    "bitnet": Tiny("BitNet", {"rope_parameters": ROPE}),
     "ministral3": Tiny("Ministral3", {"rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1}, "head_dim": 16}),
     "gpt-bigcode": Tiny("GPTBigCode", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 96}, {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2}),
     "gptj": Tiny("GPTJ", {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 8}, {"vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2}),

@@ -22,6 +22,7 @@ from .reviewed import ARCHITECTURES, BUILT_IN, ROPE_KEYS, UNNEEDED, Architecture
 WHERE = "config.json"
 LEAST_CONTEXT = 1024  # a folder limited to fewer positions than this is refused instead
 MOST_LAYERS = 10_000
+HOPE = "it can be converted once mlx-lm's architecture reads it"
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,9 @@ def make_explicit(
         if row is None:
             row = Architecture()
             notes.append(f"architecture {classes.name!r} was not reviewed, only checked")
-        _refuse_unhonoured(meaning, fields, row, classes.name)
+        _refuse_unhonoured(meaning, fields, row, classes.name, shapes)
         written = _written(source, meaning, fields, row, notes)
-        _limit_to_window(written, meaning, row, classes.name, notes)
+        _limit_to_window(written, meaning, fields, row, classes.name, notes)
     model = _build(classes, written)
     _refuse_untied(model, meaning, classes.name)
     rope.check_rotations(model, meaning.values, classes.name)
@@ -75,11 +76,15 @@ def make_explicit(
 
 
 def _refuse_unhonoured(
-    meaning: Meaning, fields: Mapping[str, Any], row: Architecture, name: str
+    meaning: Meaning,
+    fields: Mapping[str, Any],
+    row: Architecture,
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> None:
     """Refuse a value that transformers computes with and mlx-lm's architecture does not."""
     for key, value in meaning.values.items():
-        if key in fields and key not in row.unread:
+        if key in fields and key not in row.unread and key not in row.built_in:
             continue
         if key in UNNEEDED or key in ROPE_KEYS or key in row.carried or key.startswith("_"):
             continue
@@ -87,20 +92,21 @@ def _refuse_unhonoured(
             continue  # transformers' class does not know it either
         if key in ("layer_types", "sliding_window", "tie_word_embeddings"):
             continue  # judged on their own
-        allowed = row.built_in.get(key, BUILT_IN.get(key))
-        if allowed is None:
-            allowed = (meaning.defaults[key],)
-        if value not in allowed and not (key == "head_dim" and value == _plain_head_dim(meaning)):
-            raise _unhonoured(name, key, value, allowed)
+        allowed = row.built_in.get(key, BUILT_IN.get(key, (meaning.defaults[key],)))
+        if callable(allowed):
+            fits = allowed(meaning.values)
+        else:
+            fits = value in allowed or (key == "head_dim" and value == _plain_head_dim(meaning))
+        if not fits:
+            raise _unhonoured(name, key, value)
+    for tensor in shapes:
+        if tensor.endswith(row.ignored_tensors):
+            raise ArchitectureError(tensor, f"can't be honoured: mlx-lm's {name} leaves it out", HOPE)
 
 
-def _unhonoured(name: str, key: str, value: Any, allowed: tuple[Any, ...]) -> ArchitectureError:
-    only = " or ".join(repr(a) for a in allowed)
-    return ArchitectureError(
-        WHERE,
-        f"{key} {value!r} can't be honoured: mlx-lm's {name} computes {only}",
-        "this model can't be converted until mlx-lm's architecture reads it",
-    )
+def _unhonoured(name: str, key: str, value: Any) -> ArchitectureError:
+    what = f"{key} {value!r} can't be honoured: mlx-lm's {name} computes something else"
+    return ArchitectureError(WHERE, what, HOPE)
 
 
 def _written(
@@ -150,25 +156,29 @@ def _plain_head_dim(meaning: Meaning) -> int | None:
 
 
 def _limit_to_window(
-    written: dict[str, Any], meaning: Meaning, row: Architecture, name: str, notes: list[str]
+    written: dict[str, Any],
+    meaning: Meaning,
+    fields: Mapping[str, Any],
+    row: Architecture,
+    name: str,
+    notes: list[str],
 ) -> None:
     """Where mlx-lm has no sliding window, let the folder promise no more positions than one."""
-    window, kinds = meaning.get("sliding_window"), meaning.get("layer_types")
-    sliding = kinds is None or any("sliding" in kind for kind in kinds)
-    if row.windowed or not window or not sliding:
+    kinds = meaning.get("layer_types")
+    if kinds is not None and ("layer_types" in fields or "layer_types" in row.carried):
         return
-    positions = meaning.get("max_position_embeddings")
-    if positions is not None and window >= positions:
-        return
-    if window < LEAST_CONTEXT:
-        raise ArchitectureError(
-            WHERE, f"sliding_window {window} can't be honoured: mlx-lm's {name} has none"
+    for key, kind in (("sliding_window", "sliding"), ("attention_chunk_size", "chunked")):
+        window, positions = meaning.get(key), meaning.get("max_position_embeddings")
+        drawn = kinds is None or any(kind in layer for layer in kinds)
+        if not window or not drawn or (positions is not None and window >= positions):
+            continue
+        if window < LEAST_CONTEXT:
+            raise _unhonoured(name, key, window)
+        written["max_position_embeddings"] = window
+        notes.append(
+            f"max_position_embeddings {window}, not {positions}: mlx-lm's {name} does without "
+            f"{key}, and up to {window} positions that makes no difference"
         )
-    written["max_position_embeddings"] = window
-    notes.append(
-        f"max_position_embeddings {window}, not {positions}: "
-        f"mlx-lm's {name} has no sliding window, and within one there is no difference"
-    )
 
 
 def _refuse_untied(model: Any, meaning: Meaning, name: str) -> None:
@@ -179,7 +189,7 @@ def _refuse_untied(model: Any, meaning: Meaning, name: str) -> None:
         return
     parameters = dict(tree_flatten(model.parameters()))
     if not any(key.endswith(("head.weight", "out.weight", "output.weight")) for key in parameters):
-        raise _unhonoured(name, "tie_word_embeddings", False, (True,))
+        raise _unhonoured(name, "tie_word_embeddings", False)
 
 
 def _build(classes: mlx_lm_models.ArchitectureClasses, config: Mapping[str, Any]) -> Any:

@@ -17,12 +17,14 @@ from mlx.utils import tree_flatten, tree_unflatten
 from checkpoint.architecture.explicit import make_explicit
 from checkpoint.architecture.mlx_lm_models import ArchitectureClasses, load_classes
 from checkpoint.architecture.names import adapt_weights, explain_drop
+from checkpoint.architecture.reader import same_bytes
 from checkpoint.architecture.recipes import Elementwise, Recipe
 from checkpoint.architecture.trace import Weights, placeholder, trace
 from checkpoint.tensors import Catalog
 from configs.errors import ModelConfigError, SourceError
 
 _SHOWN = 5
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "embeddings.weight")
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,16 @@ def map_model(config: dict[str, Any], catalog: Catalog, dtype: str | None = None
     explicit = make_explicit(config, {name: ref.shape for name, ref in catalog.items()})
     classes = load_classes(explicit.config["model_type"], _architectures(explicit.config))
     build = _builder(classes, explicit.config)
-    built = []
+    built: list[Any] = []
     reasons: dict[str, str] = {}
 
     def carry(weights: Weights) -> Weights:
         model = build()
         built[:] = [model]
-        adapted, dropped = adapt_weights(explicit.config, weights)
-        reasons.update((name, "not needed by the architecture") for name in dropped)
+        adapted, left_out = adapt_weights(explicit.config, weights)
+        for line in left_out:
+            name, _, reason = line.partition(": ")
+            reasons[name] = reason
         return model.sanitize(adapted) if hasattr(model, "sanitize") else adapted
 
     try:
@@ -100,11 +104,34 @@ def map_model(config: dict[str, Any], catalog: Catalog, dtype: str | None = None
             [(name, placeholder(recipe.shape, recipe.dtype)) for name, recipe in recipes.items()]
         )
     )
+    _check_tied_head(traced.unused, catalog)
     dropped = tuple(
-        Dropped(name, explain_drop(name) or f"not used by mlx-lm's {classes.name}")
+        Dropped(
+            name,
+            reasons.get(name) or explain_drop(name) or f"not used by mlx-lm's {classes.name}",
+        )
         for name in traced.unused
     )
     return ModelMap(explicit.config, classes.name, model, recipes, dropped, explicit.notes)
+
+
+def _check_tied_head(unused: Iterable[str], catalog: Catalog) -> None:
+    """A head that is left out, because the config ties it, must really be the embeddings."""
+    for name in unused:
+        if not name.endswith("lm_head.weight"):
+            continue
+        head = catalog[name]
+        twins = [
+            ref
+            for ref in catalog.values()
+            if ref.name.endswith(_EMBEDDINGS) and (ref.dtype, ref.shape) == (head.dtype, head.shape)
+        ]
+        if not any(same_bytes(head, twin) for twin in twins):
+            raise ModelConfigError(
+                "config.json",
+                f"ties the head to the embeddings, but {name} is another tensor",
+                'set "tie_word_embeddings" to false in the source if the head is its own',
+            )
 
 
 def _architectures(config: dict[str, Any]) -> tuple[str, ...]:

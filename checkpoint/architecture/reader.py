@@ -11,7 +11,7 @@ import math
 from collections import OrderedDict
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 import mlx.core as mx
 
@@ -19,7 +19,13 @@ from checkpoint import disk
 from checkpoint.tensors import TensorRef
 
 _OPEN_FILES = 64
-_UNSIGNED = {1: ("B", mx.uint8), 2: ("H", mx.uint16), 4: ("I", mx.uint32), 8: ("Q", mx.uint64)}
+_COMPARED = 4 << 20
+_UNSIGNED: dict[int, tuple[Literal["B", "H", "I", "Q"], mx.Dtype]] = {
+    1: ("B", mx.uint8),
+    2: ("H", mx.uint16),
+    4: ("I", mx.uint32),
+    8: ("Q", mx.uint64),
+}
 
 
 class TensorReader:
@@ -52,7 +58,7 @@ class TensorReader:
 
         Raises:
             DiskError: the file can't be read.
-        SourceError: it ends too early.
+            SourceError: it ends too early.
         """
         shape = tuple(high - low for low, high in box)
         count = math.prod(shape)
@@ -71,9 +77,8 @@ class TensorReader:
             disk.read_into(descriptor, ref.file, view[at : at + size], ref.offset + start * item)
             at += size
         self.bytes_read += needed
-        # A 0-d memoryview can't be cast to; one element is read as 1-D and reshaped.
-        array = mx.array(view.cast(code, shape or (1,)))
-        return array.reshape(shape) if not shape else array
+        # MLX's stubs leave out that it takes buffers.
+        return mx.array(view.cast(code)).reshape(shape)  # type: ignore[arg-type]
 
     def _open(self, path: Path) -> int:
         if path in self._files:
@@ -84,6 +89,19 @@ class TensorReader:
             disk.close(descriptor, oldest)
         self._files[path] = disk.open_read(path)
         return self._files[path]
+
+
+def same_bytes(one: TensorRef, other: TensorRef) -> bool:
+    """Whether two source tensors of one size hold the same bytes."""
+    buffers = memoryview(bytearray(_COMPARED)), memoryview(bytearray(_COMPARED))
+    with disk.reading(one.file) as first, disk.reading(other.file) as second:
+        for at in range(0, one.nbytes, _COMPARED):
+            size = min(_COMPARED, one.nbytes - at)
+            disk.read_into(first, one.file, buffers[0][:size], one.offset + at)
+            disk.read_into(second, other.file, buffers[1][:size], other.offset + at)
+            if buffers[0][:size] != buffers[1][:size]:
+                return False
+    return True
 
 
 def _runs(

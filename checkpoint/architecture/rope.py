@@ -174,14 +174,14 @@ def written_keys(
     """
     parameters = values["rope_parameters"]
     nested = _nested(parameters)
-    main = parameters.get("full_attention") or next(iter(parameters.values())) if nested else parameters
+    main = parameters if not nested else nested.get("full_attention") or next(iter(nested.values()))
     keys: dict[str, Any] = {"rope_parameters": parameters, "rope_theta": main["rope_theta"]}
     partial = main.get("partial_rotary_factor")
     if partial is not None or "partial_rotary_factor" in fields:
         keys["partial_rotary_factor"] = 1.0 if partial is None else partial
     if not nested or "rope_scaling" in fields:
-        keys["rope_scaling"] = _scaling(main, values, notes)
-    if nested and (local := parameters.get("sliding_attention")):
+        keys["rope_scaling"] = scaling(main, values, notes)
+    if local := nested.get("sliding_attention"):
         keys["rope_local_base_freq"] = local["rope_theta"]
     if "rotary_pct" in fields:
         keys |= {"rotary_pct": partial or 1.0, "rotary_emb_base": main["rope_theta"]}
@@ -190,12 +190,12 @@ def written_keys(
     return keys
 
 
-def _nested(parameters: Mapping[str, Any]) -> bool:
-    """Whether there is one entry per layer type."""
-    return all(entry is None or isinstance(entry, Mapping) for entry in parameters.values())
+def _nested(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The entries by layer type; empty if one entry is for all layers."""
+    return {kind: told for kind, told in parameters.items() if isinstance(told, Mapping)}
 
 
-def _scaling(
+def scaling(
     rope: Mapping[str, Any], values: Mapping[str, Any], notes: list[str]
 ) -> dict[str, Any] | None:
     """`rope_scaling` as mlx-lm wants it; transformers, which prefers it, reads the same in it."""
@@ -220,11 +220,11 @@ def _scaling(
 
 def _mscales(rope: Mapping[str, Any], factor: float) -> dict[str, float]:
     """The two weights from which mlx-lm derives the scale that transformers computes."""
-    if rope.get("attention_factor") is None and rope.get("mscale") and rope.get("mscale_all_dim"):
-        return {"mscale": rope["mscale"], "mscale_all_dim": rope["mscale_all_dim"]}
+    all_dim = rope.get("mscale_all_dim") or 0.0  # some models scale their softmax with it too
     if factor <= 1:
-        return {"mscale": 1.0, "mscale_all_dim": 0.0}
-    return {"mscale": (yarn_scale(rope, factor) - 1) / (0.1 * math.log(factor)), "mscale_all_dim": 0.0}
+        return {"mscale": 1.0, "mscale_all_dim": all_dim}
+    scale = yarn_scale(rope, factor) * _grown(factor, all_dim)
+    return {"mscale": (scale - 1) / (0.1 * math.log(factor)), "mscale_all_dim": all_dim}
 
 
 def head_dimensions(values: Mapping[str, Any]) -> int:
@@ -257,7 +257,7 @@ def check_rotations(model: Any, values: Mapping[str, Any], name: str) -> None:
             continue
         number = re.search(r"\.(\d+)\.", path)
         kind = kinds[int(number[1])] if number and int(number[1]) < len(kinds) else None
-        told = parameters.get(kind) if nested else parameters
+        told = nested.get(kind) if nested else parameters
         if told is None:
             continue
         expected = rotation(told, head_dimensions(values), values.get("max_position_embeddings"))

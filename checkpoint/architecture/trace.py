@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import mlx.core as mx
@@ -217,7 +217,7 @@ def _row(shape: Shape, dtype: mx.Dtype, parts: list[Recipe], arguments: list[Any
     if not isinstance(index, Constant) or index.value.ndim or len(axes) != 1:
         return None
     start = [0] * len(sizes)
-    start[axes[0]] = int(index.value.item())
+    start[axes[0]] = cast(int, index.value.item())
     cut = Slice(tuple(sizes), dtype, parts[0], tuple(start), (1,) * len(sizes))
     return Reshape(shape, dtype, cut)
 

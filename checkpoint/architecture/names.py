@@ -1,0 +1,112 @@
+"""Brings a checkpoint's tensors to the names and layouts that mlx-lm's `sanitize` expects.
+
+Owns the renames and layouts that `sanitize` does not know, and the reasons for which
+tensors are left out. Uses plain array operations only and never a value, so that the
+work can be traced and streamed. Knows nothing of files or of quantization.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+
+Weights = dict[str, "mx.array"]
+
+# Tensors that no model of mlx-lm has a use for.
+DROPPED: Mapping[str, str] = {
+    r"rotary_emb\.\w*(inv_freq|_cached)$": "a rotary buffer, computed from the config",
+    r"\.(attn|attention)\.(masked_)?bias$": "an attention mask, not a weight",
+}
+# Tensors that its `sanitize` leaves out, and why that is right.
+LEFT_OUT: Mapping[str, str] = {
+    **DROPPED,
+    r"(^|\.)lm_head\.weight$": "tied to the embeddings",
+    r"(^|\.)mtp(\b|_)": "multi-token prediction, which mlx-lm does not run",
+    r"\.layers\.\d+\.(eh_proj|enorm|hnorm|shared_head|embed_tokens)\b": (
+        "multi-token prediction, which mlx-lm does not run"
+    ),
+    r"(^|\.)(vision|visual|audio|multi_modal|embed_vision|embed_audio|mm_)": (
+        "for images or sound; mlx-lm runs the text part"
+    ),
+}
+
+RENAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "gpt2": ((r"^transformer\.", ""),),
+    "llama4_text": ((r"^lm_head\.", "output."),),
+    "nanochat": (
+        (r"^model\.embed_tokens\.", "transformer.wte."),
+        (r"^model\.layers\.", "transformer.h."),
+        (r"\.self_attn\.([qkv])_proj\.", r".attn.c_\1."),
+        (r"\.self_attn\.o_proj\.", ".attn.c_proj."),
+        (r"\.mlp\.fc1\.", ".mlp.c_fc."),
+        (r"\.mlp\.fc2\.", ".mlp.c_proj."),
+    ),
+}
+# Where an architecture of mlx-lm keeps the stacked experts of transformers' `….mlp.experts`.
+EXPERT_STACKS: Mapping[str, str] = {"mixtral": "block_sparse_moe.switch_mlp"}
+
+
+def explain_drop(name: str) -> str | None:
+    """Why a tensor that mlx-lm's `sanitize` leaves out is not needed; None if no reason is known.
+
+    For a tied head it is the caller's to see that its bytes are those of the embeddings.
+    """
+    return _reason(name, LEFT_OUT)
+
+
+def adapt_weights(config: Mapping[str, Any], weights: Weights) -> tuple[Weights, tuple[str, ...]]:
+    """A checkpoint's tensors as mlx-lm's `sanitize` expects them.
+
+    Args:
+        config: The explicit config.
+        weights: Source tensors by name; lazy arrays, never evaluated here.
+
+    Returns:
+        The tensors, and a line `name: reason` for each source tensor left out.
+    """
+    model_type = config["model_type"]
+    adapted: Weights = {}
+    dropped: list[str] = []
+    for name, weight in weights.items():
+        if (reason := _reason(name, DROPPED)) is not None:
+            dropped.append(f"{name}: {reason}")
+            continue
+        for pattern, replacement in RENAMED.get(model_type, ()):
+            name = re.sub(pattern, replacement, name)
+        adapted |= _unfused(model_type, name, weight)
+    _tie(config, adapted)
+    return adapted, tuple(dropped)
+
+
+def _reason(name: str, table: Mapping[str, str]) -> str | None:
+    return next((reason for pattern, reason in table.items() if re.search(pattern, name)), None)
+
+
+def _unfused(model_type: str, name: str, weight: mx.array) -> Weights:
+    """Experts that transformers saved as it holds them, in one tensor for a layer."""
+    if not name.endswith(("experts.gate_up_proj", "experts.down_proj")) or weight.ndim != 3:
+        return {name: weight}
+    if model_type == "gpt_oss":  # held as (experts, in, out); sanitize parts gates from ups
+        return {f"{name}.weight": weight.swapaxes(-1, -2)}
+    if not re.search(r"\.mlp\.experts\.\w+$", name):
+        return {name: weight}
+    layer, _, kind = name.partition(".mlp.experts.")
+    stack = f"{layer}.{EXPERT_STACKS.get(model_type, 'mlp.switch_mlp')}"
+    if kind == "down_proj":
+        return {f"{stack}.down_proj.weight": weight}
+    half = weight.shape[1] // 2
+    return {
+        f"{stack}.gate_proj.weight": weight[:, :half],
+        f"{stack}.up_proj.weight": weight[:, half:],
+    }
+
+
+def _tie(config: Mapping[str, Any], weights: Weights) -> None:
+    """Of two tied tensors either may be saved; mlx-lm takes only the embeddings."""
+    embeddings, head = "model.embed_tokens.weight", "lm_head.weight"
+    if config.get("tie_word_embeddings") and head in weights and embeddings not in weights:
+        weights[embeddings] = weights.pop(head)

@@ -1,0 +1,157 @@
+"""A model made ready to answer: folder, tokenizer, template, weights, engine.
+
+Owns the order in which they are opened, so that whatever can be refused is refused
+before the weights are read. Knows nothing of flags or output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from checkpoint.folder import GENERATION_CONFIG, file_in
+from checkpoint.json_file import read_json_object
+from configs.errors import ModelConfigError, RequestError
+from configs.resolve import Layers, Resolved
+
+if TYPE_CHECKING:
+    from inference.engine import Engine
+    from inference.load import LoadedModel, ModelFolder
+    from inference.request import Request, TokenRequest
+    from inference.score import Score
+    from inference.statistics import Run
+    from inference.template import ChatTemplate
+    from inference.tokenizer import Tokenizer
+
+
+def with_recommendations(layers: Layers, folder: Path) -> Resolved:
+    """The settings, with what the folder's generation_config.json recommends among them."""
+    path = file_in(folder, GENERATION_CONFIG)
+    if not path.is_file():
+        return layers.resolve()
+    recommended: dict[str, Any] = read_json_object(path, ModelConfigError)
+    return layers.with_generation_config(recommended, path).resolve()
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model folder that has been checked, and the settings to run it with."""
+
+    folder: ModelFolder
+    settings: Resolved
+    tokenizer: Tokenizer | None
+    template: ChatTemplate | None
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of prompt and answer together."""
+        return self.settings.memory.context or self.folder.context
+
+    def tokenize(self, request: Request) -> TokenRequest:
+        """A request in token ids, if it fits."""
+        from inference.prompt import tokenize
+
+        if self.tokenizer is None:
+            raise RequestError("--prompt", f"{self.folder.path} has no tokenizer", "copy it there")
+        return tokenize(request, self.tokenizer, self.template, self.context)
+
+    def check_ids(self, ids: list[int]) -> None:
+        """Refuse token ids that the model can't read.
+
+        Raises:
+            RequestError: Beyond the vocabulary or the context.
+        """
+        rows = self.folder.vocabulary
+        for position, found in enumerate(ids, start=1):
+            if found < 0 or (rows is not None and found >= rows):
+                raise RequestError(
+                    "--ids-file",
+                    f"token {position} is {found}, and the vocabulary has {rows} ids",
+                    "score text that this model's tokenizer encoded",
+                )
+        if self.context is not None and len(ids) > self.context:
+            raise RequestError(
+                "--ids-file",
+                f"holds {len(ids)} tokens, beyond the context of {self.context}",
+                "score a part of it",
+            )
+
+    def load(self, device: str, dtype: str) -> LoadedModel:
+        """Read the weights."""
+        from inference.cache import check_kv_bits
+        from inference.device import place
+        from inference.load import load
+
+        memory = self.settings.memory
+        loaded = load(self.folder, place(device, dtype, memory.limit))
+        if memory.kv_bits is not None:
+            check_kv_bits(loaded.model, memory.kv_bits)
+        return loaded
+
+    def engine(self, loaded: LoadedModel) -> Engine:
+        """The engine for requests of this session."""
+        from inference.engine import Engine
+        from inference.reader import TextReader
+
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            raise RequestError("--prompt", f"{self.folder.path} has no tokenizer", "copy it there")
+        return Engine(
+            loaded.model,
+            lambda request: TextReader(tokenizer.decode, request.options.stop),
+            kv_bits=self.settings.memory.kv_bits,
+            attention_heads=loaded.score_heads,
+        )
+
+    def score(self, loaded: LoadedModel, ids: list[int]) -> Score:
+        """Log-probabilities of token ids."""
+        from inference.score import score
+
+        return score(
+            loaded.model,
+            ids,
+            vocabulary=self.folder.vocabulary or max(ids) + 1,
+            attention_heads=loaded.score_heads,
+            kv_bits=self.settings.memory.kv_bits,
+        )
+
+
+def open_session(folder: Path, settings: Resolved, *, need_tokenizer: bool = True) -> Session:
+    """Check a folder's files.
+
+    Args:
+        folder: The model folder.
+        settings: How to run it.
+        need_tokenizer: Whether a folder without tokenizer files is refused.
+
+    Raises:
+        SourceError: One of them is not what it should be.
+    """
+    from checkpoint.tokenizer_files import check_tokenizer
+    from inference.load import open_folder
+    from inference.template import find_template
+    from inference.tokenizer import has_tokenizer, load_tokenizer
+
+    opened = open_folder(folder)
+    if not need_tokenizer and not has_tokenizer(folder):
+        return Session(opened, settings, None, None)
+    check_tokenizer(folder, opened.vocabulary)
+    tokenizer = load_tokenizer(folder, opened.config, settings.tokenizer.eos_tokens)
+    if opened.vocabulary is not None:
+        tokenizer.check_rows(opened.vocabulary)
+    template = find_template(folder, settings.tokenizer.chat_template)
+    return Session(opened, settings, tokenizer, template)
+
+
+def describe_run(name: str, loaded: LoadedModel) -> Run:
+    """What the outputs say of this run."""
+    from inference.statistics import Run
+
+    return Run(
+        model=name,
+        device=loaded.placement.device,
+        dtype=loaded.dtype,
+        load_seconds=loaded.seconds,
+        weight_bytes=loaded.folder.catalog.total_bytes,
+    )

@@ -1,0 +1,85 @@
+"""What a run took: the lines on stderr and the fields in JSON.
+
+Owns their wording and names. Measures nothing but memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+
+from inference.events import Finished
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all requests of one run share.
+
+    Attributes:
+        model: As the user named it.
+        device: "cpu", "metal" or "cuda".
+        dtype: The float type that the model computes in.
+        load_seconds: What loading took.
+        weight_bytes: Of the model's files.
+    """
+
+    model: str
+    device: str
+    dtype: str
+    load_seconds: float
+    weight_bytes: int
+
+    def fields(self) -> dict[str, Any]:
+        """Its part of a JSON object, without the timings."""
+        return {"device": self.device, "dtype": self.dtype, "model": self.model}
+
+    def describe(self) -> str:
+        """Its part of the statistics."""
+        size = f"{self.weight_bytes / 1e6:,.0f} MB in {self.load_seconds:.2f} s"
+        return f"{self.device}, {self.dtype}; loaded {size}"
+
+
+def finished_fields(event: Finished, run: Run) -> dict[str, Any]:
+    """A finished answer as JSON fields, but for its text."""
+    usage, timings = event.usage, event.timings
+    fields = {
+        "finish_reason": event.reason,
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "completion_tokens": usage.completion_tokens,
+        },
+        "timings": {
+            "load_seconds": run.load_seconds,
+            "first_token_seconds": timings.first_token_seconds,
+            "prefill_tokens_per_second": timings.prefill_tokens_per_second,
+            "decode_tokens_per_second": timings.decode_tokens_per_second,
+            "peak_memory_bytes": mx.get_peak_memory(),
+        },
+        **run.fields(),
+    }
+    if event.error is not None:
+        fields["error"] = {"message": str(event.error), "type": type(event.error).__name__}
+    return fields
+
+
+def describe(event: Finished, run: Run, seed: int | None) -> str:
+    """The statistics line of one answer."""
+    usage, timings = event.usage, event.timings
+    parts = [
+        run.describe(),
+        f"prompt {usage.prompt_tokens} tokens{_rate(timings.prefill_tokens_per_second)}",
+        f"answer {usage.completion_tokens} tokens{_rate(timings.decode_tokens_per_second)}",
+    ]
+    if timings.first_token_seconds is not None:
+        parts.append(f"first token after {timings.first_token_seconds:.2f} s")
+    parts.append(f"peak memory {mx.get_peak_memory() / 1e6:,.0f} MB")
+    if seed is not None:
+        parts.append(f"seed {seed}")
+    return "; ".join(parts)
+
+
+def _rate(per_second: float | None) -> str:
+    return "" if per_second is None else f" at {per_second:,.1f}/s"
