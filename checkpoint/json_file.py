@@ -60,10 +60,20 @@ def parse(
     """
     if data.startswith(codecs.BOM_UTF8):
         raise error(where, "starts with a byte-order mark", "save it as UTF-8 without one")
-    if not data.strip():
-        raise error(where, "is empty", "download it again")
     try:
         text = data.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise error(where, f"is not valid UTF-8 at byte {problem.start}") from problem
+    return parse_text(text, where, error, infinities=infinities)
+
+
+def parse_text(
+    text: str, where: Path, error: type[SourceError] = SourceError, *, infinities: bool = False
+) -> Any:
+    """As `parse`, for text that is decoded already."""
+    if not text or text.isspace():
+        raise error(where, "is empty", "download it again")
+    try:
         value = json.loads(
             text,
             object_pairs_hook=_object,
@@ -73,8 +83,6 @@ def parse(
         )
         if _SURROGATE.search(text):
             _refuse_lone_surrogates(value)
-    except UnicodeDecodeError as problem:
-        raise error(where, f"is not valid UTF-8 at byte {problem.start}") from problem
     except json.JSONDecodeError as problem:
         place = f"line {problem.lineno}, column {problem.colno}"
         raise error(where, f"is not valid JSON: {problem.msg} at {place}") from problem

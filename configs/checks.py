@@ -28,7 +28,7 @@ _UNITS = {
     "gib": 2**30,
     "tib": 2**40,
 }
-_SIZE = re.compile(r"(\d{1,19})(?:\.(\d{1,9}))?\s*((?:[kmgt]i?)?b)?", re.IGNORECASE | re.ASCII)
+_SIZE = r"(?ai)(\d{1,19})(?:\.(\d{1,9}))?\s*((?:[kmgt]i?)?b)?"
 
 
 class InvalidValue(ValueError):  # noqa: N818 -- names the value, not the failure
@@ -214,7 +214,7 @@ def size() -> Check:
 
     def read(value: object) -> object:
         number = value if type(value) is int else None
-        if isinstance(value, str) and (match := _SIZE.fullmatch(value.strip())):
+        if isinstance(value, str) and (match := re.fullmatch(_SIZE, value.strip())):
             whole, decimals, unit = match.group(1), match.group(2) or "", match.group(3) or ""
             number = int(whole + decimals) * _UNITS[unit.lower()] // 10 ** len(decimals)
         return number if number is not None and 0 < number <= _LARGEST_SIZE else None

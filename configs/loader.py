@@ -10,13 +10,16 @@ import stat
 from argparse import Namespace
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.checks import InvalidValue, dotted, nearest, shown
 from configs.errors import ConfigError
-from configs.positions import KeyLines, TooDeepError
 from configs.resolve import Layers
 from configs.schema import CHECKS, TABLES
 from configs.settings import Layer, Setting, refusal
+
+if TYPE_CHECKING:
+    from configs.positions import KeyLines
 
 LARGEST_FILE = 256 * 1024
 
@@ -96,10 +99,14 @@ def _set_value(text: str) -> object:
 
     try:
         document = tomli.loads(f"value = {text}")
+        if len(document) == 1:  # a line break in the text can smuggle more keys in
+            return document["value"]
     except (ValueError, RecursionError):
-        return text
-    # A line break in the text can smuggle more keys in; then it is no value either.
-    return document["value"] if len(document) == 1 else text
+        pass
+    if text.lstrip().startswith(("[", "{", '"', "'")):
+        # The shell took the inner quotes away; taking the rest as text would be a silent mistake.
+        raise InvalidValue(f"{shown(text)} is not TOML", "quote it once more, for the shell")
+    return text
 
 
 def _read_text(path: Path) -> str:
@@ -152,6 +159,8 @@ def _layer(text: str, label: str, folder: Path) -> Layer:
 
 def _parse(text: str, label: str) -> tuple[dict[str, object], KeyLines]:
     import tomli
+
+    from configs.positions import KeyLines, TooDeepError
 
     try:
         try:

@@ -128,7 +128,6 @@ def open_session(folder: Path, settings: Resolved, *, need_tokenizer: bool = Tru
     Raises:
         SourceError: One of them is not what it should be.
     """
-    from checkpoint.tokenizer_files import check_tokenizer
     from inference.load import open_folder
     from inference.template import find_template
     from inference.tokenizer import has_tokenizer, load_tokenizer
@@ -136,7 +135,6 @@ def open_session(folder: Path, settings: Resolved, *, need_tokenizer: bool = Tru
     opened = open_folder(folder)
     if not need_tokenizer and not has_tokenizer(folder):
         return Session(opened, settings, None, None)
-    check_tokenizer(folder, opened.vocabulary)
     tokenizer = load_tokenizer(folder, opened.config, settings.tokenizer.eos_tokens)
     if opened.vocabulary is not None:
         tokenizer.check_rows(opened.vocabulary)

@@ -26,11 +26,12 @@ class StopMatcher:
         if not self._stops:
             return text
         text = self._held + text
-        found = [at for at in map(text.find, self._stops) if at >= 0]
+        # The first to be complete, so that it does not matter how the text is cut.
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.stopped = True
             self._held = ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         shown = len(text) - self._undecided(text)
         self._held = text[shown:]
         return text[:shown]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.json_file import read_json_object
+from checkpoint.tokenizer_files import check_tokenizer
 from configs.errors import ConfigError, ModelConfigError, RequestError, TokenizerError
 from inference.segments import Segment, SegmentEncoder
 
@@ -44,6 +45,8 @@ class Tokenizer:
             name: text for name in _SPECIAL_NAMES if (text := _token_text(config.get(name)))
         }
         vocabulary = backend.get_vocab(with_added_tokens=True)
+        if len(set(vocabulary.values())) < len(vocabulary):
+            raise TokenizerError(where, "gives one id to two tokens", "download it again")
         self.highest_id = max(vocabulary.values(), default=-1)
         self._longest = max((len(token) for token in vocabulary), default=1)
 
@@ -176,6 +179,7 @@ def _convert_backend(folder: Path) -> Backend:
         raise TokenizerError(
             folder / "tokenizer.json", "is missing", "copy it from the source of the model"
         )
+    check_tokenizer(folder)
     from transformers import AutoTokenizer
 
     try:

@@ -87,7 +87,7 @@ def train_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
         max_token_length=LONGEST_TOKEN,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus.texts(), trainer)
+    tokenizer.train_from_iterator(corpus.texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
@@ -104,7 +104,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
         Qwen3Config(
             vocab_size=VOCABULARY,
             hidden_size=256,
-            intermediate_size=512,
+            intermediate_size=384,
             num_hidden_layers=6,
             num_attention_heads=4,
             num_key_value_heads=2,

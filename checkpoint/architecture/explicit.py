@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from configs.errors import ArchitectureError, ModelConfigError
 
 from . import mlx_lm_models, rope
 from .meaning import Meaning, transformers_meaning
-from .reviewed import ARCHITECTURES, BUILT_IN, ROPE_KEYS, UNNEEDED, Architecture
+from .reviewed import ARCHITECTURES, BOOKKEEPING, BUILT_IN, ROPE_KEYS, TEXT_TYPES, UNJUDGED, Architecture
 
 WHERE = "config.json"
 LEAST_CONTEXT = 1024  # a folder limited to fewer positions than this is refused instead
@@ -55,24 +56,59 @@ def make_explicit(
     if meaning is None:
         note = f"transformers has no class for {source['model_type']!r}: its values are kept"
         return ExplicitConfig(tagged(source), (note,))
-    fields = {field.name: field.default for field in dataclasses.fields(classes.args)}
     notes: list[str] = []
-    if meaning.text is not None and "text_config" in fields:
-        meaning = meaning.text
-        text = source.get("text_config") or {}
-        written = {**source, "text_config": _written(text, meaning, {}, Architecture(), notes)}
+    if meaning.text is not None and "text_config" in _fields(classes):
+        # whether the head is tied, the whole model's config says
+        tied = {"tie_word_embeddings": meaning.get("tie_word_embeddings")}
+        meaning = dataclasses.replace(meaning.text, values={**meaning.text.values, **tied})
+        module = _text_module(classes, meaning)
+        text = _explicit_part(source.get("text_config") or {}, meaning, module, shapes, notes)
+        written = {**source, "text_config": text}
     else:
-        row = ARCHITECTURES.get(source["model_type"], ARCHITECTURES.get(classes.name))
-        if row is None:
-            row = Architecture()
-            notes.append(f"architecture {classes.name!r} was not reviewed, only checked")
-        _refuse_unhonoured(meaning, fields, row, classes.name, shapes)
-        written = _written(source, meaning, fields, row, notes)
-        _limit_to_window(written, meaning, fields, row, classes.name, notes)
+        written = _explicit_part(source, meaning, classes.name, shapes, notes)
     model = _build(classes, written)
     _refuse_untied(model, meaning, classes.name)
-    rope.check_rotations(model, meaning.values, classes.name)
+    rope.check_rotations(model, meaning.values, classes.name, notes)
     return ExplicitConfig(tagged(written), tuple(notes))
+
+
+def _explicit_part(
+    source: Mapping[str, Any],
+    meaning: Meaning,
+    module: str | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    notes: list[str],
+) -> dict[str, Any]:
+    """The config of one model, or of a multimodal model's text part.
+
+    Args:
+        module: mlx-lm's module for it; None if it is part of another.
+    """
+    model_type = meaning.values["model_type"]
+    if module is None:
+        notes.append(f"{model_type!r} was not judged value by value: only its RoPE is checked")
+        return _written(source, meaning, {}, Architecture(), notes)
+    row = ARCHITECTURES.get(model_type, ARCHITECTURES.get(module))
+    if row is None:
+        row = Architecture()
+        notes.append(f"{model_type!r} was not reviewed: only general rules were applied")
+    fields = _fields(mlx_lm_models.load_classes(module))
+    _refuse_unhonoured(meaning, fields, row, module, shapes, notes)
+    written = _written(source, meaning, fields, row, notes)
+    _limit_to_window(written, meaning, fields, row, module, notes)
+    return written
+
+
+def _text_module(classes: mlx_lm_models.ArchitectureClasses, text: Meaning) -> str | None:
+    """mlx-lm's module for a multimodal model's text part, if it is one of its own."""
+    model_type = text.values["model_type"]
+    name = TEXT_TYPES.get(model_type, mlx_lm_models.REMAPPED_TYPES.get(model_type, model_type))
+    return name if hasattr(sys.modules[classes.model.__module__], name) else None
+
+
+def _fields(classes: mlx_lm_models.ArchitectureClasses) -> dict[str, Any]:
+    """The keys that mlx-lm's architecture reads, with its defaults."""
+    return {field.name: field.default for field in dataclasses.fields(classes.args)}
 
 
 def _refuse_unhonoured(
@@ -81,24 +117,26 @@ def _refuse_unhonoured(
     row: Architecture,
     name: str,
     shapes: Mapping[str, tuple[int, ...]],
+    notes: list[str],
 ) -> None:
     """Refuse a value that transformers computes with and mlx-lm's architecture does not."""
     for key, value in meaning.values.items():
         if key in fields and key not in row.unread and key not in row.built_in:
             continue
-        if key in UNNEEDED or key in ROPE_KEYS or key in row.carried or key.startswith("_"):
+        if key in UNJUDGED or key in ROPE_KEYS or key in row.carried or key.startswith("_"):
             continue
-        if key not in meaning.defaults:
-            continue  # transformers' class does not know it either
         if key in ("layer_types", "sliding_window", "tie_word_embeddings"):
             continue  # judged on their own
-        allowed = row.built_in.get(key, BUILT_IN.get(key, (meaning.defaults[key],)))
-        if callable(allowed):
-            fits = allowed(meaning.values)
-        else:
-            fits = value in allowed or (key == "head_dim" and value == _plain_head_dim(meaning))
-        if not fits:
+        if key == "head_dim" and value == _plain_head_dim(meaning):
+            continue
+        if key not in meaning.defaults and key != "head_dim":
+            continue  # transformers' class does not know it either
+        allowed = row.built_in.get(key, BUILT_IN.get(key, (meaning.defaults.get(key),)))
+        if allowed(meaning.values) if callable(allowed) else value in allowed:
+            continue
+        if value not in row.near.get(key, ()):
             raise _unhonoured(name, key, value)
+        notes.append(f"{key} {value!r}: mlx-lm's {name} computes {allowed[0]!r}, nearly the same")
     for tensor in shapes:
         if tensor.endswith(row.ignored_tensors):
             raise ArchitectureError(tensor, f"can't be honoured: mlx-lm's {name} leaves it out", HOPE)
@@ -124,12 +162,14 @@ def _written(
         if not (key in ROPE_KEYS and meaning.get("rope_parameters"))
     }
     for key, value in values.items():
-        if not key.startswith("_") and (key in source or key not in UNNEEDED or key in fields):
+        if not key.startswith("_") and (key in source or key not in BOOKKEEPING):
             written[key] = value
     for key in fields:
         if key not in written and key in meaning:
             written[key] = meaning.get(key)
-        if key in values and key not in meaning.defaults and values[key] != fields[key]:
+        unknown = key in values and key not in meaning.defaults and key not in ROPE_KEYS
+        # transformers' models read a head_dim that their configuration class does not declare
+        if unknown and key != "head_dim" and values[key] != fields[key]:
             notes.append(f"{key} {values[key]!r}: read by mlx-lm, unknown to transformers")
     for key, value in _derived(meaning).items():
         if key in fields and written.get(key) is None:

@@ -49,6 +49,21 @@ RENAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
 # Where an architecture of mlx-lm keeps the stacked experts of transformers' `….mlp.experts`.
 EXPERT_STACKS: Mapping[str, str] = {"mixtral": "block_sparse_moe.switch_mlp"}
 
+TIED_PAIR = ("model.embed_tokens.weight", "lm_head.weight")
+TIED_PAIRS: Mapping[str, tuple[str, str]] = {
+    "gpt_neox": ("gpt_neox.embed_in.weight", "embed_out.weight"),
+    "gptj": ("transformer.wte.weight", "lm_head.weight"),
+    "llama4_text": ("model.embed_tokens.weight", "output.weight"),
+    "nanochat": ("transformer.wte.weight", "lm_head.weight"),
+}
+# Architectures of mlx-lm that have a head of their own even where transformers ties it.
+OWN_HEAD = frozenset(
+    """
+    deepseek_v2 deepseek_v3 glm4 glm4_moe gpt_neox gpt_oss gptj helium nanochat phi phimoe
+    qwen2_moe stablelm
+    """.split()
+)
+
 
 def explain_drop(name: str) -> str | None:
     """Why a tensor that mlx-lm's `sanitize` leaves out is not needed; None if no reason is known.
@@ -106,7 +121,11 @@ def _unfused(model_type: str, name: str, weight: mx.array) -> Weights:
 
 
 def _tie(config: Mapping[str, Any], weights: Weights) -> None:
-    """Of two tied tensors either may be saved; mlx-lm takes only the embeddings."""
-    embeddings, head = "model.embed_tokens.weight", "lm_head.weight"
-    if config.get("tie_word_embeddings") and head in weights and embeddings not in weights:
-        weights[embeddings] = weights.pop(head)
+    """Give a tied pair the tensors that mlx-lm's model wants of it, whichever was saved."""
+    if not config.get("tie_word_embeddings"):
+        return
+    embeddings, head = TIED_PAIRS.get(config["model_type"], TIED_PAIR)
+    if embeddings not in weights and head in weights:
+        weights[embeddings] = weights[head]
+    if head not in weights and embeddings in weights and config["model_type"] in OWN_HEAD:
+        weights[head] = weights[embeddings]

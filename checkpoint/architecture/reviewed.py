@@ -22,23 +22,26 @@ from . import rope
 
 Values = Mapping[str, Any]
 
-# Read by nobody at inference: training, labels, token ids, outputs, kernels, bookkeeping.
-UNNEEDED = frozenset(
+# Bookkeeping of transformers' base class: left as a config.json has it, or has it not.
+BOOKKEEPING = frozenset(
     """
-    architectures dtype torch_dtype transformers_version model_type quantization_config auto_map
-    bos_token_id eos_token_id pad_token_id decoder_start_token_id sep_token_id cls_token_id
-    unk_token_id eod_token_id image_token_id image_token_index video_token_id audio_token_id
-    boi_token_index eoi_token_index vision_start_token_id vision_end_token_id
-    id2label label2id num_labels problem_type classifier_dropout is_decoder is_encoder_decoder
+    architectures dtype torch_dtype transformers_version quantization_config auto_map
+    id2label label2id num_labels problem_type return_dict output_attentions output_hidden_states
+    chunk_size_feed_forward is_encoder_decoder is_decoder num_logits_to_keep tie_last_hidden_states
+    """.split()
+)
+
+# What no logit depends on: training, token ids, kernels, and lengths that only limit.
+UNJUDGED = BOOKKEEPING | frozenset(
+    """
+    model_type bos_token_id eos_token_id pad_token_id eod_token_id use_cache pretraining_tp
+    output_router_logits classifier_dropout use_sliding_window
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
-    return_dict output_attentions output_hidden_states output_router_logits use_cache
-    chunk_size_feed_forward num_logits_to_keep pretraining_tp tie_last_hidden_states
-    initializer_range initializer_factor attention_dropout hidden_dropout residual_dropout
-    embedding_dropout resid_pdrop embd_pdrop attn_pdrop emb_pdrop ffn_dropout dropout
-    attn_dropout hidden_dropout_prob embed_pdrop rescale_prenorm_residual embedding_initializer_range
+    initializer_range attention_dropout hidden_dropout residual_dropout embedding_dropout
+    resid_pdrop embd_pdrop attn_pdrop emb_pdrop rescale_prenorm_residual
     router_aux_loss_coef aux_loss_alpha seq_aux router_z_loss_coef router_jitter_noise
-    input_jitter_noise router_aux_loss_factor load_balance_coeff
-    time_step_init_scheme time_step_scale w_init_variance_scale final_w_init_variance_scale
+    input_jitter_noise time_step_init_scheme time_step_scale time_step_min time_step_max
+    time_step_floor w_init_variance_scale final_w_init_variance_scale
     use_mamba_kernels use_mambapy use_associative_scan mamba_chunk_size chunk_size block_size
     reorder_and_upcast_attn attention_softmax_in_fp32 scale_attention_softmax_in_fp32
     residual_in_fp32 mamba_ssm_dtype mamba_ssm_cache_dtype moe_shared_expert_overlap
@@ -62,7 +65,6 @@ BUILT_IN: Mapping[str, tuple[Any, ...]] = {
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "lm_head_bias": (False,),
-    "use_sliding_window": (False,),
     "use_bidirectional_attention": (None, False),
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
@@ -71,9 +73,8 @@ BUILT_IN: Mapping[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
 }
 
-# mlx-lm computes some with the exact GELU and some with its tanh form. The two differ by less than
-# 5e-4, which disappears in the logits' own tolerance, so either stands for the other.
-GELU = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python")
+EXACT_GELU = ("gelu", "gelu_python")
+TANH_GELU = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_python_tanh")
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,7 @@ class Architecture:
     Attributes:
         built_in: For keys of transformers' that its code does not ask for, the values that it
             computes; or a function that says whether a config's values fit.
+        near: Values that it does not compute, but so nearly that the logits agree to 1e-3.
         renamed: mlx-lm's keys, each with transformers' key or a function of its values.
         carried: transformers' keys whose meaning is wholly in the `renamed` ones.
         unread: Keys its `ModelArgs` has but its code never uses.
@@ -90,6 +92,7 @@ class Architecture:
     """
 
     built_in: Mapping[str, tuple[Any, ...] | Callable[[Values], bool]] = field(default_factory=dict)
+    near: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     renamed: Mapping[str, str | Callable[[Values], Any]] = field(default_factory=dict)
     carried: frozenset[str] = frozenset()
     unread: frozenset[str] = frozenset()
@@ -133,86 +136,147 @@ def yarn_at_least(values: Values) -> dict[str, Any]:
     return rope.scaling(values["rope_parameters"], values, []) or plain
 
 
-def _gelu(**built_in: Any) -> Architecture:
-    names = ("hidden_act", "hidden_activation", "activation_function")
-    return Architecture({**dict.fromkeys(names, GELU), **built_in})
+def irrelevant(_: Values) -> bool:
+    """For keys that transformers' models do not compute with either, whatever they hold."""
+    return True
 
 
-_MLA_HEADS: Mapping[str, Callable[[Values], bool]] = {
+def _tanh_gelu(key: str, **built_in: Any) -> Architecture:
+    return Architecture({key: TANH_GELU, **built_in}, near={key: EXACT_GELU})
+
+
+def _exact_gelu(key: str, **built_in: Any) -> Architecture:
+    return Architecture({key: EXACT_GELU, **built_in}, near={key: TANH_GELU})
+
+
+def _plain_inner(values: Values) -> bool:
+    return values["n_inner"] in (None, 4 * values["n_embd"])
+
+
+_MLA: Mapping[str, Callable[[Values], bool]] = {
     "head_dim": lambda v: v["head_dim"] == v["qk_rope_head_dim"],
     "qk_head_dim": lambda v: v["qk_head_dim"] == v["qk_rope_head_dim"] + v["qk_nope_head_dim"],
+    "num_key_value_heads": irrelevant,
 }
 
-# By transformers' model_type. An architecture with no row was not reviewed: the rules above hold.
+# mlx-lm's architecture for the text part of a multimodal model, where the type names none.
+TEXT_TYPES: Mapping[str, str] = {
+    "qwen2_vl_text": "qwen2",
+    "qwen2_5_vl_text": "qwen2",
+    "qwen3_vl_text": "qwen3",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
+
+# By transformers' model_type. Without a row, the rules above hold and a note says so.
 ARCHITECTURES: Mapping[str, Architecture] = {
     **dict.fromkeys(
         """
-        llama mistral qwen2 qwen3 mixtral phi3 olmo2 olmo3 olmoe cohere smollm3 stablelm granite
-        granitemoe glm4 glm4_moe ernie4_5 mamba seed_oss hunyuan_v1_dense nemotron helium dots1
-        qwen3_next ministral3
+        afmoe cohere ernie4_5 falcon_mamba glm granite granitemoe hunyuan_v1_dense iquestcoder
+        laguna lfm2_moe llama mamba ministral3 mistral mixtral olmo2 olmo3 olmoe phi3 qwen2 qwen3
+        qwen3_next seed_oss smollm3 stablelm glm4
         """.split(),
         Architecture(),
     ),
-    "qwen2_moe": Architecture({"qkv_bias": (True,), "norm_topk_prob": (False,)}),
-    "qwen3_moe": Architecture(renamed={"num_experts": "num_local_experts"}, carried=frozenset({"num_local_experts"})),
-    "phi": _gelu(),
-    "phimoe": Architecture({"attention_bias": (True,), "lm_head_bias": (True,)}),
-    "gemma": _gelu(),
-    "gemma2": _gelu(),
-    "gemma3_text": Architecture(
-        {"hidden_activation": GELU},
-        renamed={"sliding_window_pattern": every_nth},
-        carried=frozenset({"layer_types"}),
+    "apertus": Architecture(
+        {"hidden_act": ("xielu",)},
+        renamed={
+            "mlp_bias": lambda _: False,
+            "post_norm": lambda _: False,
+            "qk_norm": lambda _: True,
+        },
+        unread=frozenset({"attention_bias", "post_norm", "qk_norm"}),
     ),
     "cohere2": Architecture(
         renamed={"sliding_window_pattern": every_nth}, carried=frozenset({"layer_types"})
     ),
+    # its mscale needs a rope_scaling even where nothing is scaled
+    "deepseek_v2": Architecture(
+        {**_MLA, "norm_topk_prob": (False,)},
+        renamed={"rope_scaling": yarn_at_least},
+        unread=frozenset({"num_key_value_heads"}),
+    ),
+    "deepseek_v3": Architecture(
+        {**_MLA, "rope_interleave": (True,)},
+        unread=frozenset({"num_key_value_heads", "scoring_func"}),
+    ),
+    "dots1": Architecture(unread=frozenset({"scoring_func", "attention_bias"})),
+    "ernie4_5_moe": Architecture(
+        unread=frozenset({"moe_capacity", "moe_use_aux_free"}),
+        ignored_tensors=("moe_statics.e_score_correction_bias",),
+    ),
     "exaone4": Architecture(
-        renamed={"sliding_window_pattern": windows_as_letters},
+        renamed={"sliding_window_pattern": windows_as_letters}, carried=frozenset({"layer_types"})
+    ),
+    "falcon_h1": Architecture(
+        {"mamba_expand": irrelevant},  # mamba_d_ssm is always held
+        unread=frozenset({"mamba_expand", "mamba_use_mlp", "mlp_expansion_factor"}),
+    ),
+    "gemma": _exact_gelu("hidden_act"),
+    "gemma2": _tanh_gelu("hidden_activation"),
+    "gemma3_text": Architecture(
+        {"hidden_activation": TANH_GELU},
+        near={"hidden_activation": EXACT_GELU},
+        renamed={"sliding_window_pattern": every_nth},
         carried=frozenset({"layer_types"}),
     ),
-    "starcoder2": _gelu(use_bias=(True,)),
+    "glm4_moe": Architecture(unread=frozenset({"tie_word_embeddings", "scoring_func"})),
     "gpt2": Architecture(
-        {"activation_function": GELU, "n_inner": lambda v: v["n_inner"] in (None, 4 * v["n_embd"])},
+        {"activation_function": TANH_GELU, "n_inner": _plain_inner},
+        near={"activation_function": EXACT_GELU},
         renamed={"n_ctx": "n_positions"},
+        unread=frozenset({"n_ctx"}),
     ),
-    "gpt_bigcode": _gelu(),
-    "gptj": _gelu(n_inner=lambda v: v["n_inner"] in (None, 4 * v["n_embd"])),
-    "gpt_neox": _gelu(
+    "gpt_bigcode": _exact_gelu("activation_function"),
+    "gpt_neox": _tanh_gelu(
+        "hidden_act",
         intermediate_size=lambda v: v["intermediate_size"] == 4 * v["hidden_size"],
         attention_bias=(True,),
     ),
     "gpt_oss": Architecture({"attention_bias": (True,)}),
-    # The norms' built-in epsilon is 1e-5; on inputs of size one the difference is 5e-6.
-    "nanochat": Architecture(
-        {"hidden_act": ("relu2",), "rms_norm_eps": (1e-5, 1e-6), "final_logit_softcapping": (15.0,)}
-    ),
-    "bitnet": Architecture({"hidden_act": ("relu2",)}),
-    "apertus": Architecture(
-        {"hidden_act": ("xielu",)},
-        renamed={"mlp_bias": lambda _: False, "post_norm": lambda _: False, "qk_norm": lambda _: True},
-    ),
-    "mamba2": Architecture(
-        {"n_groups": (1,)},
-        renamed={"intermediate_size": lambda v: int(v["expand"] * v["hidden_size"])},
-        carried=frozenset({"expand"}),
-    ),
-    "deepseek_v2": Architecture(
-        {**_MLA_HEADS, "norm_topk_prob": (False,)}, renamed={"rope_scaling": yarn_at_least}
-    ),
-    "deepseek_v3": Architecture({**_MLA_HEADS, "rope_interleave": (True,)}),
-    "ernie4_5_moe": Architecture(ignored_tensors=("moe_statics.e_score_correction_bias",)),
-    "jamba": Architecture({"num_experts": (1,)}),  # it normalizes the experts' scores
-    "falcon_h1": Architecture(),
-    "minimax_m2": Architecture(renamed={"shared_intermediate_size": lambda _: 0}),  # never used
-    "lfm2": Architecture(renamed={"block_dim": "hidden_size"}),
+    "gptj": _tanh_gelu("activation_function", n_inner=_plain_inner),
     "granitemoehybrid": Architecture(
         {"mamba_n_groups": (1,), "position_embedding_type": (None, "rope", "nope")},
         renamed={
             "layer_types": mamba_and_attention,
             "position_embedding_type": lambda v: v["position_embedding_type"] or "nope",
         },
-        carried=frozenset({"mamba_expand"})
+        carried=frozenset({"mamba_expand"}),
     ),
-    "llama4_text": Architecture({"moe_layers": ([],), "attn_temperature_tuning": (False, 0)}),
+    "helium": Architecture(unread=frozenset({"head_dim"})),
+    "jamba": Architecture({"num_experts": (1,)}),  # it normalizes the scores of experts
+    "lfm2": Architecture(renamed={"block_dim": "hidden_size"}),
+    "llama4_text": Architecture(
+        {
+            "moe_layers": ([],),
+            "attn_temperature_tuning": (False, 0),
+            "intermediate_size": irrelevant,  # of experts
+        },
+        unread=frozenset({"intermediate_size"}),
+    ),
+    "mamba2": Architecture(
+        {"n_groups": (1,)},
+        renamed={"intermediate_size": lambda v: int(v["expand"] * v["hidden_size"])},
+        carried=frozenset({"expand"}),
+    ),
+    "minimax_m2": Architecture(
+        renamed={"shared_intermediate_size": lambda _: 0},
+        unread=frozenset({"shared_intermediate_size", "scoring_func"}),
+    ),
+    "nanochat": Architecture(
+        {"hidden_act": ("relu2",), "rms_norm_eps": (1e-5,), "final_logit_softcapping": (15.0,)},
+        near={"rms_norm_eps": (1e-6,)},  # what it divides by is of size one
+    ),
+    "nemotron": Architecture(
+        {"hidden_act": ("relu2",)}, unread=frozenset({"hidden_act", "rope_traditional"})
+    ),
+    "phi": _tanh_gelu("hidden_act"),
+    "phimoe": Architecture({"attention_bias": (True,), "lm_head_bias": (True,)}),
+    "qwen2_moe": Architecture(
+        {"qkv_bias": (True,), "norm_topk_prob": (False,), "intermediate_size": irrelevant},
+        unread=frozenset({"intermediate_size", "tie_word_embeddings"}),
+    ),
+    "qwen3_moe": Architecture(
+        renamed={"num_experts": "num_local_experts"}, carried=frozenset({"num_local_experts"})
+    ),
+    "starcoder2": _exact_gelu("hidden_act", use_bias=(True,)),
 }

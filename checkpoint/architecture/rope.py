@@ -236,13 +236,16 @@ def head_dimensions(values: Mapping[str, Any]) -> int:
     )
 
 
-def check_rotations(model: Any, values: Mapping[str, Any], name: str) -> None:
+def check_rotations(
+    model: Any, values: Mapping[str, Any], name: str, notes: list[str]
+) -> None:
     """Refuse a model of mlx-lm whose layers do not rotate as transformers' do.
 
     Args:
         model: The model, built from the explicit config.
         values: What transformers' class holds.
         name: The architecture's name in mlx-lm, for the message.
+        notes: Where to say what deviates a little.
 
     Raises:
         ArchitectureError: naming the rope parameters that can't be honoured.
@@ -250,8 +253,8 @@ def check_rotations(model: Any, values: Mapping[str, Any], name: str) -> None:
     parameters = values.get("rope_parameters")
     if not parameters:
         return
-    kinds = values.get("layer_types") or ()
-    nested = _nested(parameters)
+    kinds, nested = values.get("layer_types") or (), _nested(parameters)
+    rounded: list[Rotation] = []
     for path, module in model.named_modules():
         if "rope" not in type(module).__name__.lower() or type(module).__name__ == "NoPE":
             continue
@@ -260,13 +263,26 @@ def check_rotations(model: Any, values: Mapping[str, Any], name: str) -> None:
         told = nested.get(kind) if nested else parameters
         if told is None:
             continue
-        expected = rotation(told, head_dimensions(values), values.get("max_position_embeddings"))
-        if not _rotates(module, expected):
-            raise ArchitectureError(
-                "config.json",
-                f"rope_parameters {dict(told)} can't be honoured: mlx-lm's {name} rotates otherwise",
-                "this model can't be converted until mlx-lm's architecture reads them",
-            )
+        size, positions = head_dimensions(values), values.get("max_position_embeddings")
+        expected = rotation(told, size, positions)
+        if _rotates(module, expected):
+            continue
+        if told.get("truncate") is False:
+            rounded = [expected, rotation({**told, "truncate": True}, size, positions)]
+            if _rotates(module, rounded[1]):
+                continue
+        raise ArchitectureError(
+            "config.json",
+            f"rope_parameters {dict(told)} can't be honoured: mlx-lm's {name} rotates otherwise",
+            "it can be converted once mlx-lm's architecture reads them",
+        )
+    if rounded:
+        exact, coarse = (r.frequencies for r in rounded)
+        error = max(abs(a - b) for a, b in zip(exact, coarse, strict=True))
+        notes.append(
+            f"rope_parameters truncate False: mlx-lm's {name} rounds the range that YaRN blends, "
+            f"so that some angles are off by up to {error:.1e} radians per position"
+        )
 
 
 def _rotates(module: Any, expected: Rotation) -> bool:

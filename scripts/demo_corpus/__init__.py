@@ -20,7 +20,6 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 LANGUAGES = ("en", "zh")
-_NOT_TOPICS = ("phrasings.toml", "dialogues.toml", "prose.toml")
 _KINDS = ("to", "what", "flags")
 
 
@@ -115,27 +114,41 @@ class Corpus:
         topics: Both languages' topics.
         dialogues: Conversations of several turns.
         prose: Paragraphs about the toolkit.
+        texts: Every string as it was written, for training a tokenizer.
     """
 
     phrasings: Phrasings
     topics: tuple[Topic, ...]
     dialogues: tuple[Dialogue, ...]
     prose: tuple[str, ...]
-
-    def texts(self) -> Iterator[str]:
-        """Every text once, for training a tokenizer."""
-        for topic in self.topics:
-            yield from topic.questions
-            yield topic.answer
-        for dialogue in self.dialogues:
-            for question, answer in dialogue.turns:
-                yield question
-                yield answer
-        yield from self.prose
+    texts: tuple[str, ...]
 
 
 def _toml(name: str) -> dict[str, Any]:
     return tomllib.loads((FOLDER / name).read_text(encoding="utf-8"))
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """All strings within a TOML value; keys and held-out questions are not text to learn."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key != "held_out":
+                yield from _strings(item)
+
+
+def _refuse_ambiguous(topics: list[Topic]) -> None:
+    """A question that two topics answer differently teaches nothing."""
+    owners: dict[str, Topic] = {}
+    for topic in topics:
+        for question in topic.questions:
+            owner = owners.setdefault(question.lower(), topic)
+            if owner.answer != topic.answer and owner.language == topic.language:
+                raise ValueError(f"{question!r} is asked by both {owner.name} and {topic.name}")
 
 
 def _topic(entry: dict[str, Any], language: str, phrasings: Phrasings) -> Topic:
@@ -155,18 +168,21 @@ def _topic(entry: dict[str, Any], language: str, phrasings: Phrasings) -> Topic:
 
 def read_corpus() -> Corpus:
     """Reads all TOML files of this folder, in the order of their names."""
-    phrasings = Phrasings(_toml("phrasings.toml"))
-    names = sorted(path.name for path in FOLDER.glob("*.toml") if path.name not in _NOT_TOPICS)
-    entries = [entry for name in names for entry in _toml(name)["topic"]]
+    tables = {path.name: _toml(path.name) for path in sorted(FOLDER.glob("*.toml"))}
+    texts = tuple(_strings(tables))
+    phrasings = Phrasings(tables.pop("phrasings.toml"))
+    dialogues = tables.pop("dialogues.toml")["dialogue"]
+    prose = tables.pop("prose.toml")
+    entries = [entry for table in tables.values() for entry in table["topic"]]
     topics = [_topic(entry, language, phrasings) for entry in entries for language in LANGUAGES]
-    dialogues = [
-        Dialogue(entry["language"], tuple((turn[0], turn[1]) for turn in entry["turns"]))
-        for entry in _toml("dialogues.toml")["dialogue"]
-    ]
-    prose = _toml("prose.toml")
+    _refuse_ambiguous(topics)
     return Corpus(
         phrasings=phrasings,
         topics=tuple(topics),
-        dialogues=tuple(dialogues),
+        dialogues=tuple(
+            Dialogue(entry["language"], tuple((turn[0], turn[1]) for turn in entry["turns"]))
+            for entry in dialogues
+        ),
         prose=tuple(text for language in LANGUAGES for text in prose[language]),
+        texts=texts,
     )

@@ -81,7 +81,7 @@ def test_peak_memory_is_bounded(
         text=True,
     )
     receipt = json.loads(done.stdout)
-    assert receipt["tensor_bytes"] > total / 4 if "-q" in flags else total
+    assert receipt["tensor_bytes"] >= total * (0.25 if "-q" in flags else 1)
     assert receipt["peak_memory_bytes"] <= BOUND
     plan = subprocess.run(
         [*command, "--dry-run", "--json", "--quiet", *flags],

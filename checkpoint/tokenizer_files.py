@@ -1,0 +1,216 @@
+"""Checks a folder's tokenizer files without building a tokenizer.
+
+Owns the token ids: each given once, none out of range, none beyond the embedding. A file
+of 30 MB takes a second or two and about 120 MB of memory. Knows nothing of how text is
+split, and runs no code of the folder.
+"""
+
+from __future__ import annotations
+
+import binascii
+import codecs
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoint import disk
+from checkpoint.folder import file_in, files_like
+from checkpoint.json_file import json_type, parse_text, quoted, read_json_object
+from configs.errors import TokenizerError
+
+_LIMIT = 100_000_000
+_AGAIN = "download it again"
+_LARGEST_ID = 2**32 - 2
+# What a tokenizer can be built from, the first found is the one that counts.
+_SOURCES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "spiece.model", "vocab.json")
+_STRING = r'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"'
+_MERGE = rf"(?:{_STRING}|\[\s*+{_STRING}\s*+,\s*+{_STRING}\s*+\])"
+# A quotation mark without a backslash before it can't lie inside a string if the JSON is
+# valid, so that a match is always the key itself.
+_MERGES = re.compile(rf'(?<!\\)"merges"\s*+:\s*+\[\s*+(?:{_MERGE}(?:\s*+,\s*+{_MERGE})*+\s*+)?\]')
+_RANK = re.compile(rb"([A-Za-z0-9+/]+={0,2}) (\d{1,10})")
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """What a folder's tokenizer is built from.
+
+    Attributes:
+        main: The file that counts; anything but "tokenizer.json" must first be turned
+            into one.
+        highest_id: The highest token id; None if the file's format hides it.
+    """
+
+    main: str
+    highest_id: int | None
+
+
+def check_tokenizer(folder: Path, embedding_rows: int | None = None) -> TokenizerFiles:
+    """Check the token ids of a folder's tokenizer.
+
+    Args:
+        folder: The model folder.
+        embedding_rows: How many tokens the model has; None if that is not known.
+
+    Raises:
+        TokenizerError: There is none, it is invalid, needs code of the folder's own, or
+            has an id that the embedding has no row for.
+        DiskError: A file can't be read.
+    """
+    found = {pattern: files_like(folder, (pattern,)) for pattern in _SOURCES}
+    main = next((names[0] for names in found.values() if names), None)
+    custom = _custom_class(folder)
+    if main != "tokenizer.json" and custom:
+        what = f"needs the folder's own class {quoted(custom)}, which is never run"
+        mend = "save the tokenizer as tokenizer.json"
+        raise TokenizerError(folder / "tokenizer_config.json", what, mend)
+    if main is None:
+        raise TokenizerError(folder / "tokenizer.json", "is missing", _AGAIN)
+    path = file_in(folder, main)
+    highest = _highest_id(path)
+    if highest is not None and embedding_rows is not None and highest >= embedding_rows:
+        what = f"has token id {highest}, and the embedding has {embedding_rows} rows"
+        raise TokenizerError(path, what, "use the tokenizer that belongs to these weights")
+    return TokenizerFiles(main, highest)
+
+
+def _custom_class(folder: Path) -> str | None:
+    """The Python class of the folder's own that its tokenizer_config.json names."""
+    path = file_in(folder, "tokenizer_config.json")
+    if not path.is_file():
+        return None
+    auto_map = read_json_object(path, TokenizerError).get("auto_map")
+    if isinstance(auto_map, dict):
+        auto_map = auto_map.get("AutoTokenizer")
+    names = auto_map if isinstance(auto_map, list) else [auto_map]
+    return next((name for name in names if isinstance(name, str)), None)
+
+
+def _highest_id(path: Path) -> int | None:
+    if path.name == "tokenizer.json":
+        return _of_tokenizer_json(path)
+    if path.name == "vocab.json":
+        vocab = _parse(path)
+        if not isinstance(vocab, dict):
+            raise TokenizerError(path, f"holds {json_type(vocab)}, not an object", _AGAIN)
+        return max(_by_id(path, vocab.items()), default=None)
+    data = disk.read_whole(path, _LIMIT)
+    if path.suffix == ".tiktoken" or _RANK.fullmatch(data.split(b"\n", 1)[0]):
+        return _of_tiktoken(path, data)
+    if not data:
+        raise TokenizerError(path, "is empty", _AGAIN)
+    return None
+
+
+def _parse(path: Path) -> Any:
+    """The file's JSON, without the merges, its strings' UTF-8 bytes read as Latin-1.
+
+    So a character costs one byte, and a large vocabulary a third of the memory.
+    """
+    data = disk.read_whole(path, _LIMIT)
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(data), 1 << 20):
+            decoder.decode(data[start : start + (1 << 20)])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as problem:
+        raise TokenizerError(path, "is not valid UTF-8", _AGAIN) from problem
+    text = data.decode("latin-1")
+    del data
+    return parse_text(_MERGES.sub('"merges":[]', text), path, TokenizerError)
+
+
+def _of_tokenizer_json(path: Path) -> int:
+    content = _parse(path)
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict):
+        raise TokenizerError(path, "has no object named model", _AGAIN)
+    by_id = _by_id(path, _pieces(path, model.get("vocab")))
+    added = content.get("added_tokens") or []
+    if not isinstance(added, list):
+        raise TokenizerError(path, f"added_tokens is {json_type(added)}, not an array", _AGAIN)
+    if added:
+        known = set(by_id.values())
+        by_id = _by_id(path, _added(path, added, known), by_id)
+    if not by_id:
+        raise TokenizerError(path, "has an empty vocabulary", _AGAIN)
+    return max(by_id)
+
+
+def _pieces(path: Path, vocab: object) -> Iterable[tuple[str, object]]:
+    """Token and id of each entry of the model's vocabulary."""
+    if isinstance(vocab, dict):
+        return vocab.items()
+    if not isinstance(vocab, list):
+        raise TokenizerError(path, "has no vocabulary", _AGAIN)
+    for number, entry in enumerate(vocab):  # Unigram: a token's id is its place
+        if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], str):
+            what = f"entry {number} of its vocabulary is not a token and its score"
+            raise TokenizerError(path, what, _AGAIN)
+    return ((entry[0], number) for number, entry in enumerate(vocab))
+
+
+def _added(path: Path, tokens: list[Any], known: set[str]) -> Iterator[tuple[str, object]]:
+    """Token and id of each added token that the vocabulary has not already."""
+    for token in tokens:
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str):
+            raise TokenizerError(path, "has an added token without its text", _AGAIN)
+        name, number = token["content"], token.get("id")
+        _check_id(path, name, number)
+        if name not in known:
+            yield name, number
+
+
+def _by_id(
+    path: Path, pairs: Iterable[tuple[str, object]], by_id: dict[int, str] | None = None
+) -> dict[int, str]:
+    """Tokens by their ids, added to those given; no id may stand for two."""
+    by_id = {} if by_id is None else by_id
+    for name, number in pairs:
+        other = by_id.setdefault(_check_id(path, name, number), name)
+        if other != name:
+            both = f"{_shown(other)} and to {_shown(name)}"
+            raise TokenizerError(path, f"gives the id {number} to {both}", _AGAIN)
+    return by_id
+
+
+def _check_id(path: Path, name: str, number: object) -> int:
+    if type(number) is not int:
+        what = f"gives token {_shown(name)} {json_type(number)} for an id"
+        raise TokenizerError(path, what, _AGAIN)
+    if not 0 <= number <= _LARGEST_ID:
+        what = f"gives token {_shown(name)} the id {number}, outside 0 to {_LARGEST_ID}"
+        raise TokenizerError(path, what, _AGAIN)
+    return number
+
+
+def _shown(name: str) -> str:
+    """A token read as Latin-1, for a message."""
+    try:
+        return quoted(name.encode("latin-1").decode("utf-8"))
+    except UnicodeError:  # it was written with an escape for a character beyond Latin-1
+        return quoted(name)
+
+
+def _of_tiktoken(path: Path, data: bytes) -> int:
+    """Check lines of a base64 token and its rank."""
+    ranks, tokens = set[int](), set[bytes]()
+    for number, line in enumerate(data.splitlines(), 1):
+        match = _RANK.fullmatch(line)
+        try:
+            token = binascii.a2b_base64(match[1], strict_mode=True) if match else None
+        except binascii.Error:
+            token = None
+        if match is None or token is None:
+            raise TokenizerError(path, f"line {number} is not a base64 token and its rank", _AGAIN)
+        rank = int(match[2])
+        if rank in ranks or token in tokens:
+            twice = f"rank {rank}" if rank in ranks else f"token {quoted(match[1].decode())}"
+            raise TokenizerError(path, f"gives {twice} twice, again in line {number}", _AGAIN)
+        ranks.add(rank)
+        tokens.add(token)
+    if not ranks:
+        raise TokenizerError(path, "is empty", _AGAIN)
+    return max(ranks)
