@@ -35,7 +35,7 @@ _OTHER_FORMATS = {
 
 
 @dataclass(frozen=True)
-class _Index:
+class ShardIndex:
     """model.safetensors.index.json: tensor name to shard name, and the size it claims."""
 
     path: Path
@@ -54,7 +54,7 @@ def read_catalog(folder: Path) -> Catalog:
     """
     names = disk.list_folder(folder)
     if WEIGHTS_INDEX in names:
-        index = _read_index(folder)
+        index = read_index(folder)
         shards = sorted(set(index.weight_map.values()))
     elif WEIGHTS in names:
         index = None
@@ -83,7 +83,13 @@ def read_catalog(folder: Path) -> Catalog:
     return Catalog(dict(sorted(tensors.items())), tuple(paths), metadata, tuple(warnings))
 
 
-def _read_index(folder: Path) -> _Index:
+def read_index(folder: Path) -> ShardIndex:
+    """Read model.safetensors.index.json; every shard's name in it is a plain file name.
+
+    Raises:
+        ShardIndexError: It is not an index.
+        DiskError: It can't be read.
+    """
     path = file_in(folder, WEIGHTS_INDEX)
     content = read_json_object(path, ShardIndexError, _INDEX_LIMIT)
     weight_map = content.get("weight_map")
@@ -99,7 +105,7 @@ def _read_index(folder: Path) -> _Index:
             raise ShardIndexError(path, what, mend)
     metadata = content.get("metadata")
     total_size = metadata.get("total_size") if isinstance(metadata, dict) else None
-    return _Index(path, weight_map, total_size)
+    return ShardIndex(path, weight_map, total_size)
 
 
 def _join(headers: list[Header]) -> dict[str, TensorRef]:
@@ -113,7 +119,7 @@ def _join(headers: list[Header]) -> dict[str, TensorRef]:
     return tensors
 
 
-def _compare(index: _Index, tensors: Mapping[str, TensorRef]) -> None:
+def _compare(index: ShardIndex, tensors: Mapping[str, TensorRef]) -> None:
     """Hold the index and the shards to name the same tensors in the same places."""
     weight_map = index.weight_map
     absent = sorted(weight_map.keys() - tensors.keys())
@@ -136,7 +142,7 @@ def _compare(index: _Index, tensors: Mapping[str, TensorRef]) -> None:
         raise ShardIndexError(index.path, "; ".join(told), _AGAIN)
 
 
-def _size_warnings(index: _Index, tensors: Mapping[str, TensorRef]) -> list[str]:
+def _size_warnings(index: ShardIndex, tensors: Mapping[str, TensorRef]) -> list[str]:
     held = sum(ref.nbytes for ref in tensors.values())
     if index.total_size is None or index.total_size == held:
         return []

@@ -15,8 +15,7 @@ from typing import Any, NoReturn
 from configs import __version__
 from configs.checks import InvalidValue, nearest, shown
 from configs.errors import UsageError
-from configs.quantization import MODES
-from configs.schema import CHECKS, TABLES
+from configs.keys import KEYS, MODES
 from configs.settings import Setting, refusal
 
 _WIDEST = 100
@@ -98,12 +97,12 @@ def add_key(
 
     Args:
         group: Where the help shows it.
-        names: The flag's names; messages use the first long one.
+        names: The flag's names; messages use the long one given, or the first.
         key: The dotted key.
         help: A line on it; the schema's default follows, if there is one.
         metavar: The placeholder of its value; the kind of value when None.
     """
-    check = CHECKS[key]
+    check = KEYS[key].check
     if default := _default_text(key):
         help = f"{help} (default: {default})"
     group.add_argument(
@@ -152,8 +151,9 @@ class _KeyAction(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        check = CHECKS[self.dest]
-        origin = next(name for name in self.option_strings if name.startswith("--"))
+        check = KEYS[self.dest].check
+        names = [option_string or "", *self.option_strings]
+        origin = next(name for name in names if name.startswith("--"))
         try:
             value = True if check.kind == "flag" else check.from_text(str(values))
         except InvalidValue as error:
@@ -192,8 +192,7 @@ def _formatter(prog: str) -> argparse.HelpFormatter:
 
 
 def _default_text(key: str) -> str:
-    table, _, name = key.partition(".")
-    default = getattr(TABLES[table], name, None)
+    default = KEYS[key].default
     if default is None or default is False or default == ():
         return ""
     if key in _OF_MODE:

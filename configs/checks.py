@@ -1,4 +1,4 @@
-"""What a value of one key may be: the checks that the schema's tables are made of.
+"""What a value of one key may be: the kinds of check that `configs.keys` puts together.
 
 A `Check` knows a kind of value, its range and its words for the user. It knows nothing of tables,
 files or flags: whoever asks adds where the value came from.
@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import fields
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 KeyPath = tuple[str | int, ...]
 
@@ -88,30 +87,6 @@ class Check(NamedTuple):
             raise InvalidValue(
                 f"{_short(text)} is not allowed", f"it takes {self.takes}"
             ) from error
-
-
-class Table:
-    """The base of all tables: every field is checked, and normalised, at construction.
-
-    A field may be None only when that is its default.
-
-    Raises:
-        InvalidValue: With the field's name as the first part of its path.
-    """
-
-    checks: ClassVar[Mapping[str, Check]] = {}
-
-    def __post_init__(self) -> None:
-        for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            value = getattr(self, field.name)
-            if value is None and field.default is None:
-                continue
-            try:
-                value = self.checks[field.name](value)
-            except InvalidValue as error:
-                error.path = (field.name, *error.path)
-                raise
-            object.__setattr__(self, field.name, value)
 
 
 def choice(*allowed: int | str) -> Check:

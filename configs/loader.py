@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from configs.checks import InvalidValue, dotted, nearest, shown
 from configs.errors import ConfigError
+from configs.keys import KEYS, TABLE_NAMES
 from configs.resolve import Layers
-from configs.schema import CHECKS, TABLES
 from configs.settings import Layer, Setting, refusal
 
 if TYPE_CHECKING:
@@ -84,10 +84,10 @@ def read_sets(items: Iterable[str]) -> Layer:
         if not equals:
             raise ConfigError("--set", f"{shown(item)} sets nothing", "write table.key=value")
         origin = f"--set {key}"
-        if key not in CHECKS:
+        if key not in KEYS:
             raise ConfigError(origin, "unknown key", _nearest_key(key))
         try:
-            layer[key] = Setting(CHECKS[key](_set_value(text)), origin)
+            layer[key] = Setting(KEYS[key].check(_set_value(text)), origin)
         except InvalidValue as error:
             raise refusal(origin, tuple(key.split(".")), error) from error
     return layer
@@ -137,7 +137,7 @@ def _layer(text: str, label: str, folder: Path) -> Layer:
     for table, keys in document.items():
         if table in PASSED_OVER:
             continue
-        if table not in TABLES:
+        if table not in TABLE_NAMES:
             place = f"{label}:{lines[(table,)]}"
             raise ConfigError(place, f"{table}: unknown table", _nearest_key(table))
         if not isinstance(keys, dict):
@@ -145,11 +145,11 @@ def _layer(text: str, label: str, folder: Path) -> Layer:
             raise ConfigError(place, f"{table}: {shown(keys)} is not a table", f"write [{table}]")
         for key, value in keys.items():
             place = f"{label}:{lines[(table, key)]}"
-            if f"{table}.{key}" not in CHECKS:
+            if f"{table}.{key}" not in KEYS:
                 what = f"{dotted((table, key))}: unknown key"
                 raise ConfigError(place, what, _nearest_key(f"{table}.{key}"))
             try:
-                kept = CHECKS[f"{table}.{key}"](value)
+                kept = KEYS[f"{table}.{key}"].check(value)
                 layer[f"{table}.{key}"] = Setting(_beside(f"{table}.{key}", kept, folder), place)
             except InvalidValue as error:
                 place = f"{label}:{lines[(table, key, *error.path)]}"
@@ -174,7 +174,8 @@ def _parse(text: str, label: str) -> tuple[dict[str, object], KeyLines]:
     except tomli.TOMLDecodeError as error:
         twice = error.msg == "Cannot overwrite a value"
         what = "a key that is there already" if twice else f"not TOML: {error.msg}"
-        raise ConfigError(f"{label}:{error.lineno}", what, "correct that line") from error
+        line = min(error.lineno, text.rstrip("\n").count("\n") + 1)  # not past the last one
+        raise ConfigError(f"{label}:{line}", what, "correct that line") from error
     except ValueError as error:  # Python's own limit on the digits of an integer
         raise ConfigError(label, "a number with too many digits", "shorten it") from error
 
@@ -205,8 +206,8 @@ def _nearest_key(word: str) -> str:
     """What to say of an unknown table or key, misspelt or put into another table."""
     table, _, key = word.rpartition(".")
     if not table:
-        return nearest(word, [*TABLES, *PASSED_OVER])
-    elsewhere = [known for known in CHECKS if known.endswith(f".{key}")]
+        return nearest(word, [*TABLE_NAMES, *PASSED_OVER])
+    elsewhere = [known for known in KEYS if known.endswith(f".{key}")]
     if elsewhere:
         return f"did you mean {' or '.join(elsewhere)}?"
-    return nearest(word, [known for known in CHECKS if known.startswith(f"{table}.")] or [*CHECKS])
+    return nearest(word, [known for known in KEYS if known.startswith(f"{table}.")] or [*KEYS])

@@ -6,37 +6,26 @@ which modules a model has.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from types import MappingProxyType
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
-from configs.checks import Check, InvalidValue, Table, choice, nearest, shown, size, switch, text
+from configs.checks import InvalidValue, nearest, shown, switch, text
+from configs.keys import BITS, GROUP_SIZE, MODE, MODES
+from configs.table import DEFAULTS, Table, checks_of
 
+__all__ = ["MODES", "ConvertTable", "LayerChoice", "LayerRule", "layer_rules"]
 
-class Mode(NamedTuple):
-    """What a quantization mode allows; the first of each is its default."""
-
-    bits: tuple[int, ...]
-    group_sizes: tuple[int, ...]
-
-
-MODES: Mapping[str, Mode] = MappingProxyType(
-    {
-        "affine": Mode((4, 2, 3, 5, 6, 8), (64, 32, 128)),
-        "mxfp4": Mode((4,), (32,)),
-        "nvfp4": Mode((4,), (16,)),
-        "mxfp8": Mode((8,), (32,)),
-    }
-)
-
-_BITS = choice(2, 3, 4, 5, 6, 8)
-_GROUP_SIZE = choice(16, 32, 64, 128)
-_MODE = choice(*MODES)
+_RULE_CHECKS = {
+    "pattern": text("a glob on module paths"),
+    "bits": BITS,
+    "group_size": GROUP_SIZE,
+    "mode": MODE,
+    "keep": switch(),
+}
 
 
 @dataclass(frozen=True)
-class LayerRule(Table):
+class LayerRule(Table, checks=_RULE_CHECKS):
     """`[[convert.layers]]`: what is different for some modules.
 
     Args:
@@ -54,14 +43,6 @@ class LayerRule(Table):
     group_size: int | None = None
     mode: str | None = None
     keep: bool = False
-
-    checks: ClassVar[Mapping[str, Check]] = {
-        "pattern": text("a glob on module paths"),
-        "bits": _BITS,
-        "group_size": _GROUP_SIZE,
-        "mode": _MODE,
-        "keep": switch(),
-    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,7 +64,12 @@ class LayerChoice(NamedTuple):
     mode: str
 
 
-def _layer_rules(value: object) -> tuple[LayerRule, ...] | None:
+def layer_rules(value: object) -> tuple[LayerRule, ...] | None:
+    """The rules of a list of tables, as TOML gives them; None when it is no list.
+
+    Raises:
+        InvalidValue: With the rule's index as the first part of its path.
+    """
     if not isinstance(value, (list, tuple)):
         return None
     return tuple(_layer_rule(index, rule) for index, rule in enumerate(value))
@@ -110,7 +96,7 @@ def _layer_rule(index: int, value: object) -> LayerRule:
 
 
 @dataclass(frozen=True)
-class ConvertTable(Table):
+class ConvertTable(Table, checks=checks_of("convert")):
     """`[convert]`: how the checkpoint becomes an MLX folder.
 
     Args:
@@ -124,25 +110,14 @@ class ConvertTable(Table):
         layers: Rules for some modules; the first that matches decides.
     """
 
-    quantize: bool = False
-    bits: int = MODES["affine"].bits[0]
-    group_size: int = MODES["affine"].group_sizes[0]
-    mode: str = "affine"
-    method: str = "rtn"
-    dtype: str | None = None
-    max_shard_size: int = 5 * 10**9
-    layers: tuple[LayerRule, ...] = ()
-
-    checks: ClassVar[Mapping[str, Check]] = {
-        "quantize": switch(),
-        "bits": _BITS,
-        "group_size": _GROUP_SIZE,
-        "mode": _MODE,
-        "method": choice("rtn"),
-        "dtype": choice("float16", "bfloat16", "float32"),
-        "max_shard_size": size(),
-        "layers": Check("a list of rules, [[convert.layers]] in a file", "RULES", _layer_rules),
-    }
+    quantize: bool = DEFAULTS["convert.quantize"]
+    bits: int = DEFAULTS["convert.bits"]
+    group_size: int = DEFAULTS["convert.group_size"]
+    mode: str = DEFAULTS["convert.mode"]
+    method: str = DEFAULTS["convert.method"]
+    dtype: str | None = DEFAULTS["convert.dtype"]
+    max_shard_size: int = DEFAULTS["convert.max_shard_size"]
+    layers: tuple[LayerRule, ...] = DEFAULTS["convert.layers"]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -15,9 +15,8 @@ from typing import cast
 
 from configs.checks import InvalidValue
 from configs.errors import ConfigError, ModelConfigError
-from configs.quantization import MODES
+from configs.keys import KEYS, MODES
 from configs.schema import (
-    CHECKS,
     TABLES,
     ConvertTable,
     GenerateTable,
@@ -90,7 +89,7 @@ class Layers:
             chosen.setdefault("convert.bits", Setting(mode.bits[0], DEFAULT))
             chosen.setdefault("convert.group_size", Setting(mode.group_sizes[0], DEFAULT))
         tables = {name: _table(name, chosen) for name in TABLES}
-        origins = {key: chosen[key].origin if key in chosen else DEFAULT for key in CHECKS}
+        origins = {key: chosen[key].origin if key in chosen else DEFAULT for key in KEYS}
         return Resolved(**tables, origins=origins)  # type: ignore[arg-type]
 
 
@@ -126,7 +125,7 @@ class Resolved:
         if name is None and self.model.source is not None:
             name = PurePosixPath(self.model.source).name
         try:
-            CHECKS["model.name"](name)
+            KEYS["model.name"].check(name)
         except InvalidValue as error:
             raise ConfigError("model.name", "nothing names this model", "set it") from error
         kind = f"{self.convert.bits}bit" if self.convert.quantize else dtype
@@ -158,7 +157,7 @@ def _generation_layer(mapping: Mapping[str, object], path: Path) -> Layer:
         if value is None:
             continue
         try:
-            layer[key] = Setting(CHECKS[key](value), path.name)
+            layer[key] = Setting(KEYS[key].check(value), path.name)
         except InvalidValue as error:
             raise ModelConfigError(path, f"{name}: {error.what}", error.mend) from error
     sample = mapping.get("do_sample")

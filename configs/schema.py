@@ -1,7 +1,8 @@
-"""What one TOML file says of one model: its tables, their keys, ranges, units and defaults.
+"""What one TOML file says of one model: its tables, and what their keys mean, with units.
 
-Every key here is honoured by `convert` or `infer`; there are no others. The tables know nothing of
-files, flags or precedence: `configs.resolve` fills them, and says where each value came from.
+Every key here is honoured by `convert` or `infer`; there are no others. Ranges and defaults stand
+in `configs.keys`. The tables know nothing of files, flags or precedence: `configs.resolve` fills
+them, and says where each value came from.
 """
 
 from __future__ import annotations
@@ -9,28 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
-from configs.checks import (
-    Check,
-    Table,
-    choice,
-    file_path,
-    integer,
-    plain_name,
-    real,
-    size,
-    switch,
-    text,
-    texts,
-)
 from configs.quantization import ConvertTable, LayerChoice, LayerRule
+from configs.table import DEFAULTS, Table, checks_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 __all__ = [
-    "CHECKS",
     "TABLES",
     "ConvertTable",
     "GenerateTable",
@@ -43,7 +31,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class ModelTable(Table):
+class ModelTable(Table, checks=checks_of("model")):
     """`[model]`: which model this is.
 
     Args:
@@ -55,21 +43,14 @@ class ModelTable(Table):
         path: The MLX folder: where `convert` writes and `infer` reads.
     """
 
-    name: str | None = None
-    source: str | None = None
-    revision: str | None = None
-    path: Path | None = None
-
-    checks: ClassVar[Mapping[str, Check]] = {
-        "name": plain_name(),
-        "source": text("a hub id or a folder", "PATH_OR_HUB_ID"),
-        "revision": text("a branch, tag or commit", "REVISION"),
-        "path": file_path(),
-    }
+    name: str | None = DEFAULTS["model.name"]
+    source: str | None = DEFAULTS["model.source"]
+    revision: str | None = DEFAULTS["model.revision"]
+    path: Path | None = DEFAULTS["model.path"]
 
 
 @dataclass(frozen=True)
-class TokenizerTable(Table):
+class TokenizerTable(Table, checks=checks_of("tokenizer")):
     """`[tokenizer]`: what the model's own tokenizer files lack or have wrong.
 
     Args:
@@ -78,19 +59,13 @@ class TokenizerTable(Table):
         trust_remote_code: Allow Python code from the model's folder to run.
     """
 
-    eos_tokens: tuple[str, ...] = ()
-    chat_template: Path | None = None
-    trust_remote_code: bool = False
-
-    checks: ClassVar[Mapping[str, Check]] = {
-        "eos_tokens": texts("a list of tokens"),
-        "chat_template": file_path(),
-        "trust_remote_code": switch(),
-    }
+    eos_tokens: tuple[str, ...] = DEFAULTS["tokenizer.eos_tokens"]
+    chat_template: Path | None = DEFAULTS["tokenizer.chat_template"]
+    trust_remote_code: bool = DEFAULTS["tokenizer.trust_remote_code"]
 
 
 @dataclass(frozen=True)
-class GenerateTable(Table):
+class GenerateTable(Table, checks=checks_of("generate")):
     """`[generate]`: how answers are drawn.
 
     Args:
@@ -106,33 +81,20 @@ class GenerateTable(Table):
         system: The system message.
     """
 
-    temperature: float = 0.7
-    top_p: float = 0.95
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    repetition_context: int = 20
-    max_tokens: int = 512
-    stop: tuple[str, ...] = ()
-    seed: int | None = None
-    system: str | None = None
-
-    checks: ClassVar[Mapping[str, Check]] = {
-        "temperature": real(0),
-        "top_p": real(0, 1, above=True),
-        "top_k": integer(0),
-        "min_p": real(0, 1),
-        "repetition_penalty": real(0, above=True),
-        "repetition_context": integer(1),
-        "max_tokens": integer(1),
-        "stop": texts("a list of texts"),
-        "seed": integer(0, 2**64 - 1),
-        "system": text("text", empty=True),
-    }
+    temperature: float = DEFAULTS["generate.temperature"]
+    top_p: float = DEFAULTS["generate.top_p"]
+    top_k: int = DEFAULTS["generate.top_k"]
+    min_p: float = DEFAULTS["generate.min_p"]
+    repetition_penalty: float = DEFAULTS["generate.repetition_penalty"]
+    repetition_context: int = DEFAULTS["generate.repetition_context"]
+    max_tokens: int = DEFAULTS["generate.max_tokens"]
+    stop: tuple[str, ...] = DEFAULTS["generate.stop"]
+    seed: int | None = DEFAULTS["generate.seed"]
+    system: str | None = DEFAULTS["generate.system"]
 
 
 @dataclass(frozen=True)
-class MemoryTable(Table):
+class MemoryTable(Table, checks=checks_of("memory")):
     """`[memory]`: what a run may take.
 
     Args:
@@ -141,15 +103,9 @@ class MemoryTable(Table):
         limit: Most memory for MLX, in bytes; text such as "12GB" is read. MLX's own when not set.
     """
 
-    context: int | None = None
-    kv_bits: int | None = None
-    limit: int | None = None
-
-    checks: ClassVar[Mapping[str, Check]] = {
-        "context": integer(1),
-        "kv_bits": choice(4, 8),
-        "limit": size(),
-    }
+    context: int | None = DEFAULTS["memory.context"]
+    kv_bits: int | None = DEFAULTS["memory.kv_bits"]
+    limit: int | None = DEFAULTS["memory.limit"]
 
 
 TABLES: Mapping[str, type[Table]] = MappingProxyType(
@@ -159,13 +115,5 @@ TABLES: Mapping[str, type[Table]] = MappingProxyType(
         "tokenizer": TokenizerTable,
         "generate": GenerateTable,
         "memory": MemoryTable,
-    }
-)
-
-CHECKS: Mapping[str, Check] = MappingProxyType(
-    {
-        f"{name}.{key}": check
-        for name, table in TABLES.items()
-        for key, check in table.checks.items()
     }
 )

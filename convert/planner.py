@@ -18,7 +18,7 @@ from checkpoint.architecture.mapping import ModelMap
 from checkpoint.architecture.recipes import Copy, Recipe
 from checkpoint.dtypes import DTYPES
 from configs.errors import UsageError
-from configs.quantization import ConvertTable
+from configs.quantization import MODES, ConvertTable
 from convert.plan import Operation, OutputTensor, Parameter, Plan, Quantization, lay_out
 
 _SAFETENSORS_NAMES = {dtype.mlx: dtype.name for dtype in DTYPES.values() if not dtype.needs_scales}
@@ -106,8 +106,7 @@ def _quantize(
             if not decided:
                 kept[path] = "kept by the architecture"
                 return False
-            own_choice = decided if isinstance(decided, dict) else {}
-            wanted = Quantization(**(default.as_config() | own_choice))
+            wanted = _own_choice(decided) if isinstance(decided, dict) else default
         if columns % wanted.group_size:
             raise UsageError(
                 "convert.layers",
@@ -128,6 +127,16 @@ def _quantize(
             "use a smaller --group-size",
         )
     return chosen, kept
+
+
+def _own_choice(decided: dict[str, Any]) -> Quantization:
+    """What an architecture asks for a module, with the defaults that `to_quantized` has."""
+    mode = decided.get("mode", "affine")
+    return Quantization(
+        bits=decided.get("bits") or MODES[mode].bits[0],
+        group_size=decided.get("group_size") or MODES[mode].group_sizes[0],
+        mode=mode,
+    )
 
 
 def _parameter(

@@ -94,6 +94,7 @@ def make_receipt(
         "warnings": list(warnings),
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory_bytes(),
+        "expected_peak_memory_bytes": plan.expected_peak_bytes,
     }
 
 

@@ -191,7 +191,7 @@ def _find_model(args: argparse.Namespace, settings: Resolved) -> tuple[str, Path
     name, revision = _model_name(args, settings)
     from checkpoint.source import resolve_source
 
-    return name, resolve_source(name, revision, for_inference=True).path
+    return name, resolve_source(name, revision).path
 
 
 def _model_name(args: argparse.Namespace, settings: Resolved) -> tuple[str, str | None]:

@@ -19,8 +19,9 @@ MAX_TOTAL = 16 * MAX_TEXT  # characters of all texts made on the way
 MAX_ITEMS = 200_000  # of a list, with all that it holds
 _MAX_BITS = 4096  # of an integer
 _MAX_WIDTH = 9999
-# A width of five digits or one taken from the values, in either formatting language.
-_TOO_WIDE = re.compile(r"\d{5,}|\*|\{[^{}]*\{")
+# A width or precision of five digits, or one taken from the values.
+_WIDE_PERCENT = re.compile(r"%(?:\([^()]*\))?[-+ #0]*(?:\d{5,}|\d*\.?\*|\d*\.\d{5,})|%\([^)]*\(")
+_WIDE_BRACES = re.compile(r"\{[^{}]*:[^{}]*\d{5,}|\{[^{}]*\{")
 
 
 class CapError(TemplateError):
@@ -97,11 +98,18 @@ class Caps:
         if bits > _MAX_BITS:
             raise CapError("made a number that is too large")
 
-    def formatted(self, text: str, values: Any) -> None:
-        """Check `text % values` or `text.format(values)`."""
-        if _TOO_WIDE.search(text):
+    def percent(self, text: str, values: Any) -> None:
+        """Check `text % values`."""
+        self._formatted(text, text.count("%"), values, _WIDE_PERCENT.search(text))
+
+    def braces(self, text: str, values: Any) -> None:
+        """Check `text.format(values)`."""
+        fields = text.replace("{{", "").replace("}}", "")
+        self._formatted(text, fields.count("{"), values, _WIDE_BRACES.search(fields))
+
+    def _formatted(self, text: str, fields: int, values: Any, wide: object) -> None:
+        if wide:
             raise CapError("formats to a width that is too large")
-        fields = text.count("%") + text.count("{")
         self.text(len(text) + fields * (_MAX_WIDTH + self.measure(values)))
 
     def width(self, value: Any) -> None:

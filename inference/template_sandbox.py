@@ -112,8 +112,10 @@ class Sandbox(ImmutableSandboxedEnvironment):
         self.caps.tick()
         owner = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
         if isinstance(owner, str):
-            return self._str_method(owner, obj, args, kwargs)
-        if isinstance(owner, (int, float, bytes)):
+            checked = self._str_method(owner, obj.__name__, args, kwargs)
+            if checked is not None:
+                return checked
+        elif isinstance(owner, (int, float, bytes)):
             raise SecurityError(
                 f"calls a method of {type(owner).__name__}, which templates may not"
             )
@@ -145,9 +147,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return str(value)
 
     def _str_method(
-        self, owner: str, method: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        name = method.__name__
+        self, owner: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> str | None:
+        """What the method gives where it is done here; None where jinja may call it."""
         if name not in _STR_METHODS.split():
             raise SecurityError(f"uses str.{name}, which templates may not")
         if name == "join" and len(args) == 1:
@@ -155,8 +157,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if name == "replace" and len(args) >= 2:
             return self._replace(owner, *args)
         if name.startswith("format"):
-            self.caps.formatted(owner, (args, kwargs))
-        return self.caps.made(method(*args, **kwargs))
+            self.caps.braces(owner, (args, kwargs))
+        return None
 
     def _join(self, values: Iterable[Any], separator: str = "", attribute: Any = None) -> str:
         if attribute is not None:
@@ -173,7 +175,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         return str(text.replace(old, new, times))
 
     def _format(self, text: str, values: Any) -> str:
-        self.caps.formatted(text, values)
+        self.caps.percent(text, values)
         return str(self.caps.made(text % values))
 
     def _sum(self, values: Iterable[Any], attribute: Any = None, start: float = 0) -> Any:

@@ -8,21 +8,28 @@ whether the rotations agree. Knows nothing of weights beyond their names and sha
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from configs.errors import ArchitectureError, ModelConfigError
+from configs.errors import ArchitectureError
 
-from . import mlx_lm_models, rope
+from . import mlx_lm_models, rope, rotations
+from .config_values import check_dimensions, tagged, untagged
 from .meaning import Meaning, transformers_meaning
-from .reviewed import ARCHITECTURES, BOOKKEEPING, BUILT_IN, ROPE_KEYS, TEXT_TYPES, UNJUDGED, Architecture
+from .reviewed import (
+    ARCHITECTURES,
+    BOOKKEEPING,
+    BUILT_IN,
+    ROPE_KEYS,
+    TEXT_TYPES,
+    UNJUDGED,
+    Architecture,
+)
 
 WHERE = "config.json"
 LEAST_CONTEXT = 1024  # a folder limited to fewer positions than this is refused instead
-MOST_LAYERS = 10_000
 HOPE = "it can be converted once mlx-lm's architecture reads it"
 
 
@@ -68,7 +75,7 @@ def make_explicit(
         written = _explicit_part(source, meaning, classes.name, shapes, notes)
     model = _build(classes, written)
     _refuse_untied(model, meaning, classes.name)
-    rope.check_rotations(model, meaning.values, classes.name, notes)
+    notes += rotations.check_rotations(model, meaning.values, classes.name)
     return ExplicitConfig(tagged(written), tuple(notes))
 
 
@@ -136,10 +143,12 @@ def _refuse_unhonoured(
             continue
         if value not in row.near.get(key, ()):
             raise _unhonoured(name, key, value)
-        notes.append(f"{key} {value!r}: mlx-lm's {name} computes {allowed[0]!r}, nearly the same")
+        notes.append(f"{key} {value!r}: mlx-lm's {name} computes another form, equal to about 1e-3")
     for tensor in shapes:
         if tensor.endswith(row.ignored_tensors):
-            raise ArchitectureError(tensor, f"can't be honoured: mlx-lm's {name} leaves it out", HOPE)
+            raise ArchitectureError(
+                tensor, f"can't be honoured: mlx-lm's {name} leaves it out", HOPE
+            )
 
 
 def _unhonoured(name: str, key: str, value: Any) -> ArchitectureError:
@@ -242,58 +251,3 @@ def _build(classes: mlx_lm_models.ArchitectureClasses, config: Mapping[str, Any]
         raise ArchitectureError(
             WHERE, f"mlx-lm's {classes.name} can't be built from it ({reason})"
         ) from error
-
-
-def check_dimensions(config: Mapping[str, Any]) -> None:
-    """Refuse sizes that are no sizes before anything is built from them.
-
-    Raises:
-        ModelConfigError: naming the key.
-    """
-    for part in (config, config.get("text_config") or {}):
-        if not isinstance(part, Mapping):
-            raise ModelConfigError(WHERE, "text_config is not an object")
-        for key in _SIZES & part.keys():
-            value, most = part[key], MOST_LAYERS if "layer" in key else 2**31 - 1
-            if value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= most:
-                raise ModelConfigError(WHERE, f"{key} {value!r} is not from 1 to {most}")
-        width, heads = part.get("hidden_size"), part.get("num_attention_heads")
-        if width and heads and not part.get("head_dim") and width % heads:
-            raise ModelConfigError(
-                WHERE, f"hidden_size {width} is not a multiple of num_attention_heads {heads}"
-            )
-        groups = part.get("num_key_value_heads")
-        if heads and groups and heads % groups:
-            raise ModelConfigError(
-                WHERE, f"num_attention_heads {heads} is not a multiple of num_key_value_heads {groups}"
-            )
-
-
-_SIZES = frozenset(
-    """
-    hidden_size intermediate_size vocab_size num_hidden_layers num_attention_heads
-    num_key_value_heads head_dim max_position_embeddings n_layer n_embd n_head n_positions
-    num_layers n_layers d_model num_heads
-    """.split()
-)
-
-
-def untagged(value: Any) -> Any:
-    """A config with the infinities that transformers writes as objects put back."""
-    if isinstance(value, Mapping):
-        if value.keys() == {"__float__"}:
-            return float(value["__float__"])
-        return {key: untagged(item) for key, item in value.items()}
-    return [untagged(item) for item in value] if isinstance(value, list) else value
-
-
-def tagged(value: Any) -> Any:
-    """A config that is valid JSON: the reverse of `untagged`."""
-    if isinstance(value, float) and not math.isfinite(value):
-        name = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-        return {"__float__": name}
-    if isinstance(value, Mapping):
-        return {key: tagged(item) for key, item in value.items()}
-    return [tagged(item) for item in value] if isinstance(value, list) else value

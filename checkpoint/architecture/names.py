@@ -8,7 +8,7 @@ work can be traced and streamed. Knows nothing of files or of quantization.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,11 +57,9 @@ TIED_PAIRS: Mapping[str, tuple[str, str]] = {
     "nanochat": ("transformer.wte.weight", "lm_head.weight"),
 }
 # Architectures of mlx-lm that have a head of their own even where transformers ties it.
-OWN_HEAD = frozenset(
-    """
-    deepseek_v2 deepseek_v3 glm4 glm4_moe gpt_neox gpt_oss gptj helium nanochat phi phimoe
-    qwen2_moe stablelm
-    """.split()
+OWN_HEAD = (
+    *("deepseek_v2", "deepseek_v3", "glm4", "glm4_moe", "gpt_neox", "gpt_oss", "gptj", "helium"),
+    *("nanochat", "phi", "phimoe", "qwen2_moe", "stablelm"),
 )
 
 

@@ -22,17 +22,22 @@ from . import rope
 
 Values = Mapping[str, Any]
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # Bookkeeping of transformers' base class: left as a config.json has it, or has it not.
-BOOKKEEPING = frozenset(
+BOOKKEEPING = _words(
     """
     architectures dtype torch_dtype transformers_version quantization_config auto_map
     id2label label2id num_labels problem_type return_dict output_attentions output_hidden_states
     chunk_size_feed_forward is_encoder_decoder is_decoder num_logits_to_keep tie_last_hidden_states
-    """.split()
+    """
 )
 
 # What no logit depends on: training, token ids, kernels, and lengths that only limit.
-UNJUDGED = BOOKKEEPING | frozenset(
+UNJUDGED = BOOKKEEPING | _words(
     """
     model_type bos_token_id eos_token_id pad_token_id eod_token_id use_cache pretraining_tp
     output_router_logits classifier_dropout use_sliding_window
@@ -47,15 +52,15 @@ UNJUDGED = BOOKKEEPING | frozenset(
     residual_in_fp32 mamba_ssm_dtype mamba_ssm_cache_dtype moe_shared_expert_overlap
     max_position_embeddings model_max_length original_max_position_embeddings max_window_layers
     mtp_num_hidden_layers num_nextn_predict_layers mtp_layer_types mtp_mlp_layer_types
-    """.split()
+    """
 )
 
 # Told by rope_parameters, which rope.py translates and checks.
-ROPE_KEYS = frozenset(
+ROPE_KEYS = _words(
     """
     rope_parameters rope_scaling rope_theta rope_local_base_freq partial_rotary_factor rotary_pct
-    rotary_emb_base rope_pct rotary_dim rope_interleave
-    """.split()
+    rotary_emb_base rope_pct rotary_dim
+    """
 )
 
 # What an architecture computes when it has no such key, unless its own row says otherwise.
@@ -170,11 +175,13 @@ TEXT_TYPES: Mapping[str, str] = {
 # By transformers' model_type. Without a row, the rules above hold and a note says so.
 ARCHITECTURES: Mapping[str, Architecture] = {
     **dict.fromkeys(
-        """
+        _words(
+            """
         afmoe cohere ernie4_5 falcon_mamba glm granite granitemoe hunyuan_v1_dense iquestcoder
         laguna lfm2_moe llama mamba ministral3 mistral mixtral olmo2 olmo3 olmoe phi3 qwen2 qwen3
         qwen3_next seed_oss smollm3 stablelm glm4
-        """.split(),
+        """
+        ),
         Architecture(),
     ),
     "apertus": Architecture(

@@ -1,24 +1,18 @@
-"""Rotary position embeddings: what transformers computes, and whether a model of mlx-lm does.
+"""Rotary position embeddings: what a config means to transformers, and how to tell mlx-lm.
 
-Owns the arithmetic of RoPE's variants (inverse frequencies and the scale of what
-is rotated), the config keys that tell mlx-lm of them, and the check of a model's
-own rope modules against that arithmetic. Because the check looks at what the
-modules compute, it needs no list of which architecture honours which variant.
+Owns the arithmetic of RoPE's variants (frequencies, and the scale of what is rotated)
+and the config keys, old and new, that say the same. Whether a model of mlx-lm then
+computes it is for `rotations` to see.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from configs.errors import ArchitectureError, ModelConfigError
-
-PROBED_POSITIONS = (1, 29, 509)
-# float32 angles at the last position are good to about 1e-4; a wrong theta is off by 0.1.
-TOLERANCE = 2e-3
 
 
 @dataclass(frozen=True)
@@ -39,8 +33,11 @@ class Rotation:
 def rotation(rope: Mapping[str, Any], head_dim: int, max_positions: int | None) -> Rotation:
     """The rotation that transformers computes for one entry of `rope_parameters`.
 
-    For `longrope` it is the one for texts beyond `original_max_position_embeddings`, for
-    `dynamic` the one for texts up to `max_positions`.
+    Args:
+        rope: The entry, as transformers' class holds it.
+        head_dim: Dimensions of a head.
+        max_positions: `max_position_embeddings`. For `longrope` the rotation is the one for
+            texts beyond `original_max_position_embeddings`, for `dynamic` the one up to this.
 
     Raises:
         ArchitectureError: a rope type that has no formula here.
@@ -173,7 +170,7 @@ def written_keys(
         notes: Where to say what deviates.
     """
     parameters = values["rope_parameters"]
-    nested = _nested(parameters)
+    nested = by_layer_type(parameters)
     main = parameters if not nested else nested.get("full_attention") or next(iter(nested.values()))
     keys: dict[str, Any] = {"rope_parameters": parameters, "rope_theta": main["rope_theta"]}
     partial = main.get("partial_rotary_factor")
@@ -190,7 +187,7 @@ def written_keys(
     return keys
 
 
-def _nested(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def by_layer_type(parameters: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """The entries by layer type; empty if one entry is for all layers."""
     return {kind: told for kind, told in parameters.items() if isinstance(told, Mapping)}
 
@@ -207,7 +204,10 @@ def scaling(
     if rope_type == "yarn":
         factor = yarn_factor(rope, positions)
         scaling |= {"factor": factor}
-        scaling |= {"beta_fast": rope.get("beta_fast") or 32, "beta_slow": rope.get("beta_slow") or 1}
+        scaling |= {
+            "beta_fast": rope.get("beta_fast") or 32,
+            "beta_slow": rope.get("beta_slow") or 1,
+        }
         scaling |= _mscales(rope, factor)
     if rope_type == "longrope" and rope["long_factor"] != rope["short_factor"]:
         context = rope["original_max_position_embeddings"]
@@ -234,84 +234,3 @@ def head_dimensions(values: Mapping[str, Any]) -> int:
         or values.get("head_dim")
         or values["hidden_size"] // values["num_attention_heads"]
     )
-
-
-def check_rotations(
-    model: Any, values: Mapping[str, Any], name: str, notes: list[str]
-) -> None:
-    """Refuse a model of mlx-lm whose layers do not rotate as transformers' do.
-
-    Args:
-        model: The model, built from the explicit config.
-        values: What transformers' class holds.
-        name: The architecture's name in mlx-lm, for the message.
-        notes: Where to say what deviates a little.
-
-    Raises:
-        ArchitectureError: naming the rope parameters that can't be honoured.
-    """
-    parameters = values.get("rope_parameters")
-    if not parameters:
-        return
-    kinds, nested = values.get("layer_types") or (), _nested(parameters)
-    rounded: list[Rotation] = []
-    for path, module in model.named_modules():
-        if "rope" not in type(module).__name__.lower() or type(module).__name__ == "NoPE":
-            continue
-        number = re.search(r"\.(\d+)\.", path)
-        kind = kinds[int(number[1])] if number and int(number[1]) < len(kinds) else None
-        told = nested.get(kind) if nested else parameters
-        if told is None:
-            continue
-        size, positions = head_dimensions(values), values.get("max_position_embeddings")
-        expected = rotation(told, size, positions)
-        if _rotates(module, expected):
-            continue
-        if told.get("truncate") is False:
-            rounded = [expected, rotation({**told, "truncate": True}, size, positions)]
-            if _rotates(module, rounded[1]):
-                continue
-        raise ArchitectureError(
-            "config.json",
-            f"rope_parameters {dict(told)} can't be honoured: mlx-lm's {name} rotates otherwise",
-            "it can be converted once mlx-lm's architecture reads them",
-        )
-    if rounded:
-        exact, coarse = (r.frequencies for r in rounded)
-        error = max(abs(a - b) for a, b in zip(exact, coarse, strict=True))
-        notes.append(
-            f"rope_parameters truncate False: mlx-lm's {name} rounds the range that YaRN blends, "
-            f"so that some angles are off by up to {error:.1e} radians per position"
-        )
-
-
-def _rotates(module: Any, expected: Rotation) -> bool:
-    """Whether a rope module rotates a probe as expected, with either pairing of dimensions."""
-    import mlx.core as mx
-
-    half = len(expected.frequencies)
-    first = [math.sin(1 + i) for i in range(half)]
-    second = [math.cos(2 + 3 * i) for i in range(half)]
-    rest = [0.5] * (expected.head_dim - 2 * half)
-    pairings = {
-        "halves": [*first, *second, *rest],
-        "neighbours": [x for pair in zip(first, second, strict=True) for x in pair] + rest,
-    }
-    for position in PROBED_POSITIONS:
-        turned = [
-            (
-                expected.scale * (a * math.cos(position * f) - b * math.sin(position * f)),
-                expected.scale * (b * math.cos(position * f) + a * math.sin(position * f)),
-            )
-            for a, b, f in zip(first, second, expected.frequencies, strict=True)
-        ]
-        wanted = {
-            "halves": [*(x for x, _ in turned), *(y for _, y in turned), *rest],
-            "neighbours": [x for pair in turned for x in pair] + rest,
-        }
-        for pairing in tuple(pairings):
-            probe = mx.array(pairings[pairing], mx.float32).reshape(1, 1, 1, -1)
-            found = module(probe, offset=position).reshape(-1).tolist()
-            if any(abs(x - y) > TOLERANCE for x, y in zip(found, wanted[pairing], strict=True)):
-                del pairings[pairing]
-    return bool(pairings)

@@ -23,8 +23,8 @@ BAD: list[tuple[str, int, str]] = [
     ("[convert.bits]\nx = 1\n", 1, "convert.bits: a table is not allowed; it takes 2, 3, 4"),
     ("[model]\nx.y = 1\n", 2, "model.x: unknown key"),
     (
-        '[[convert.layers]]\npattern = "a"\nkeep = true\n[[convert.layers]]\npattern = "b"\nbitz = 4\n',
-        6,
+        '[[convert.layers]]\npattern = "a"\nkeep = true\n[[convert.layers]]\nbitz = 4\n',
+        5,
         "convert.layers[1].bitz: unknown key; did you mean bits?",
     ),
     (
@@ -140,11 +140,17 @@ def test_a_name_too_long_and_a_file_as_a_folder(tmp_path: Path) -> None:
         assert ": can't be read: " in refusal(path)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
     file = tmp_path / "bad.toml"
     file.touch(mode=0)
-    assert "can't be read: Permission denied" in refusal(file)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)  # root reads everything
+    try:
+        message = refusal(file)
+    finally:
+        os.seteuid(user)
+    assert "can't be read: Permission denied" in message
 
 
 @pytest.mark.parametrize(

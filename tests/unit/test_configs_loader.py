@@ -80,8 +80,9 @@ def test_other_programs_tables_are_passed_over(tmp_path: Path) -> None:
 
 
 def test_rules_are_read_from_their_own_tables(tmp_path: Path) -> None:
-    text = '[[convert.layers]]\npattern = "a"\nbits = 6\n[[convert.layers]]\npattern = "b"\nkeep = true\n'
-    rules = load_toml(write(tmp_path, text))["convert.layers"].value
+    texts = ("pattern = 'a'\nbits = 6\n", "pattern = 'b'\nkeep = true\n")
+    path = write(tmp_path, "".join(f"[[convert.layers]]\n{text}" for text in texts))
+    rules = load_toml(path)["convert.layers"].value
     assert [(rule.pattern, rule.bits, rule.keep) for rule in rules] == [  # type: ignore[attr-defined]
         ("a", 6, False),
         ("b", None, True),

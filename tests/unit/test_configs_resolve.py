@@ -11,15 +11,16 @@ import pytest
 import tomli
 
 from configs.errors import ConfigError, ModelConfigError
+from configs.keys import KEYS
 from configs.loader import load_toml
 from configs.resolve import Layer, Layers, Setting
-from configs.schema import CHECKS, TABLES, LayerRule
+from configs.schema import TABLES, LayerRule
 
 FILE = Path("model/generation_config.json")
 
 
 def layer(origin: str, settings: Mapping[str, object]) -> Layer:
-    return {key: Setting(CHECKS[key](value), origin) for key, value in settings.items()}
+    return {key: Setting(KEYS[key].check(value), origin) for key, value in settings.items()}
 
 
 def given(**values: object) -> Layers:
@@ -217,7 +218,7 @@ def test_show_names_every_key_and_its_origin() -> None:
     assert "top_p = 0.95  # default" in lines
     assert "# seed is not set" in lines
     shown = {line.removeprefix("# ").split(" ")[0] for line in lines if line and line[0] != "["}
-    assert shown == {key.split(".")[1] for key in CHECKS}
+    assert shown == {key.split(".")[1] for key in KEYS}
 
 
 def test_show_writes_rules_with_only_what_they_say() -> None:

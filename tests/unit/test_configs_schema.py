@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from configs.checks import InvalidValue, dotted, shown
-from configs.quantization import MODES
-from configs.schema import CHECKS, TABLES, ConvertTable, GenerateTable, LayerRule, MemoryTable
+from configs.keys import KEYS, MODES
+from configs.schema import TABLES, ConvertTable, GenerateTable, LayerRule, MemoryTable
 
 HUGE = 10**400
 
@@ -114,7 +114,7 @@ REFUSED: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("key", "value", "kept"), ALLOWED)
 def test_allowed_values_are_kept_in_one_form(key: str, value: Any, kept: Any) -> None:
-    found = CHECKS[key](value)
+    found = KEYS[key].check(value)
     assert found == kept
     assert type(found) is type(kept) or isinstance(kept, Path)
 
@@ -122,7 +122,7 @@ def test_allowed_values_are_kept_in_one_form(key: str, value: Any, kept: Any) ->
 @pytest.mark.parametrize(("key", "value"), REFUSED, ids=str)
 def test_refused_values_say_what_is_allowed(key: str, value: Any) -> None:
     with pytest.raises(InvalidValue) as caught:
-        CHECKS[key](value)
+        KEYS[key].check(value)
     assert caught.value.mend
     assert len(str(caught.value)) < 300
 
@@ -224,7 +224,7 @@ def test_the_first_rule_that_matches_decides(module: str, choice: tuple[Any, ...
 )
 def test_rules_that_are_wrong_are_refused_where_they_are(rule: Any, path: tuple[Any, ...]) -> None:
     with pytest.raises(InvalidValue) as caught:
-        CHECKS["convert.layers"]([rule])
+        KEYS["convert.layers"].check([rule])
     assert caught.value.path == path
 
 
