@@ -235,7 +235,7 @@ def remove_tree(path: Path) -> None:
 def list_folder(path: Path) -> list[str]:
     """The names in a folder, sorted."""
     with _doing("list", path):
-        return sorted(os.listdir(path))  # noqa: PTH208  names are wanted, not paths
+        return sorted(os.listdir(path))
 
 
 def is_folder(path: Path) -> bool:

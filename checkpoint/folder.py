@@ -46,7 +46,14 @@ PROCESSOR_PATTERNS = (
     "image_processor_config.json",
     "video_preprocessor_config.json",
 )
-LICENSE_PATTERNS = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "COPYING*")
+LICENSE_PATTERNS = (
+    "LICEN[CS]E*",
+    "[Ll]icen[cs]e*",
+    "NOTICE*",
+    "[Nn]otice*",
+    "USE_POLICY*",
+    "COPYING*",
+)
 # Copied byte for byte into what is made from the folder.
 CARRIED_PATTERNS = TOKENIZER_PATTERNS + PROCESSOR_PATTERNS + LICENSE_PATTERNS
 

@@ -7,14 +7,13 @@ allocated on a header's word, and no tensor's bytes are read. Knows nothing of s
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint import disk
 from checkpoint.dtypes import DTYPES, NOT_CARRIED, Dtype, carried_names
-from checkpoint.json_file import json_type, parse, quoted
+from checkpoint.json_file import json_type, json_value, parse, quoted
 from checkpoint.tensors import TensorRef
 from configs.errors import HeaderError
 
@@ -172,12 +171,10 @@ def _shape(path: Path, name: str, value: object) -> tuple[int, ...]:
         raise _refusal(path, name, f"has {len(value):,} dimensions, over {_MOST_DIMENSIONS}")
     for dimension in value:
         if type(dimension) is not int:
-            shown = json_type(dimension)
-            if isinstance(dimension, str | bool | float):
-                shown = json.dumps(dimension)[:40]
-            raise _refusal(path, name, f"has a dimension that is not an integer: {shown}")
+            what = f"has a dimension that is not an integer: {json_value(dimension)}"
+            raise _refusal(path, name, what)
         if not 0 <= dimension <= _LARGEST_DIMENSION:
-            what = f"has the dimension {dimension}, outside 0 to {_LARGEST_DIMENSION}"
+            what = f"has the dimension {json_value(dimension)}, outside 0 to {_LARGEST_DIMENSION}"
             raise _refusal(path, name, what)
     return tuple(value)
 
@@ -185,7 +182,7 @@ def _shape(path: Path, name: str, value: object) -> tuple[int, ...]:
 def _offsets(path: Path, name: str, value: object) -> tuple[int, int]:
     if isinstance(value, list) and len(value) == 2:
         begin, end = value
-        if type(begin) is int and type(end) is int and 0 <= begin <= end:
+        if type(begin) is int and type(end) is int and 0 <= begin <= end < 2**63:
             return begin, end
     raise _refusal(path, name, "has data_offsets that are not two ascending byte offsets")
 

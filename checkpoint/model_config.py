@@ -14,7 +14,7 @@ from typing import Any
 
 from checkpoint.architecture.mlx_lm_models import model_types
 from checkpoint.folder import CONFIG, file_in
-from checkpoint.json_file import json_type, quoted, read_json_object
+from checkpoint.json_file import json_type, json_value, quoted, read_json_object
 from configs.errors import ArchitectureError, ModelConfigError
 
 # Keys that name Python files of the folder's own.
@@ -113,12 +113,10 @@ def _check_dimensions(path: Path, config: Mapping[str, Any], prefix: str) -> Non
 
 def _check_dimension(path: Path, key: str, value: object, least: int, most: int) -> None:
     if type(value) is not int:
-        shown = quoted(value) if isinstance(value, str) else json_type(value)
-        if isinstance(value, float):
-            shown = repr(value)
-        raise ModelConfigError(path, f"{key} is {shown}, not an integer")
+        raise ModelConfigError(path, f"{key} is {json_value(value)}, not an integer")
     if not least <= value <= most:
-        raise ModelConfigError(path, f"{key} is {value}, outside {least} to {most}")
+        what = f"{key} is {json_value(value)}, outside {least} to {most}"
+        raise ModelConfigError(path, what)
 
 
 def _check_heads(path: Path, config: Mapping[str, Any], prefix: str) -> None:

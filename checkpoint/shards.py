@@ -14,7 +14,7 @@ from pathlib import Path
 from checkpoint import disk
 from checkpoint.folder import WEIGHTS, WEIGHTS_INDEX, file_in, shown
 from checkpoint.header import Header, read_header
-from checkpoint.json_file import json_type, quoted, read_json_object
+from checkpoint.json_file import json_value, quoted, read_json_object
 from checkpoint.tensors import Catalog, TensorRef
 from configs.errors import ShardIndexError
 
@@ -99,8 +99,7 @@ def read_index(folder: Path) -> ShardIndex:
         raise ShardIndexError(path, "has an empty weight_map", _AGAIN)
     for tensor, shard in weight_map.items():
         if not isinstance(shard, str) or not _PLAIN_NAME.fullmatch(shard):
-            given = quoted(shard) if isinstance(shard, str) else json_type(shard)
-            what = f"puts tensor {quoted(tensor)} into {given}"
+            what = f"puts tensor {quoted(tensor)} into {json_value(shard)}"
             mend = "each must be the plain name of a .safetensors file beside the index"
             raise ShardIndexError(path, what, mend)
     metadata = content.get("metadata")
@@ -146,8 +145,7 @@ def _size_warnings(index: ShardIndex, tensors: Mapping[str, TensorRef]) -> list[
     held = sum(ref.nbytes for ref in tensors.values())
     if index.total_size is None or index.total_size == held:
         return []
-    claimed = index.total_size
-    told = f"{claimed:,}" if isinstance(claimed, int | float) else json_type(claimed)
+    told = json_value(index.total_size)
     return [f"{index.path} gives total_size as {told}, but the shards hold {held:,} bytes"]
 
 

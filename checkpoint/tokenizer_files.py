@@ -13,11 +13,11 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from checkpoint import disk
 from checkpoint.folder import file_in, files_like
-from checkpoint.json_file import json_type, parse_text, quoted, read_json_object
+from checkpoint.json_file import json_type, json_value, parse_text, quoted, read_json_object
 from configs.errors import TokenizerError
 
 _LIMIT = 100_000_000
@@ -27,9 +27,7 @@ _LARGEST_ID = 2**32 - 2
 _SOURCES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "spiece.model", "vocab.json")
 _STRING = r'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"'
 _MERGE = rf"(?:{_STRING}|\[\s*+{_STRING}\s*+,\s*+{_STRING}\s*+\])"
-# A quotation mark without a backslash before it can't lie inside a string if the JSON is
-# valid, so that a match is always the key itself.
-_MERGES = re.compile(rf'(?<!\\)"merges"\s*+:\s*+\[\s*+(?:{_MERGE}(?:\s*+,\s*+{_MERGE})*+\s*+)?\]')
+_MERGES = re.compile(rf'"merges"\s*+:\s*+(\[\s*+(?:{_MERGE}(?:\s*+,\s*+{_MERGE})*+\s*+)?\])')
 _RANK = re.compile(rb"([A-Za-z0-9+/]+={0,2}) (\d{1,10})")
 
 
@@ -119,7 +117,22 @@ def _parse(path: Path) -> Any:
         raise TokenizerError(path, "is not valid UTF-8", _AGAIN) from problem
     text = data.decode("latin-1")
     del data
-    return parse_text(_MERGES.sub('"merges":[]', text), path, TokenizerError)
+    return parse_text(_without_merges(text), path, TokenizerError)
+
+
+def _without_merges(text: str) -> str:
+    """The JSON text with its merges, if they are well formed, made empty.
+
+    A quotation mark that follows no backslash can't lie inside a string of valid JSON, so
+    what is found is the key itself.
+    """
+    at = text.find('"merges"')
+    while at > 0:
+        match = _MERGES.match(text, at)
+        if match and text[at - 1] != "\\":
+            return f"{text[: match.start(1)]}[]{text[match.end(1) :]}"
+        at = text.find('"merges"', at + 1)
+    return text
 
 
 def _of_tokenizer_json(path: Path) -> int:
@@ -158,7 +171,8 @@ def _added(path: Path, tokens: list[Any], known: set[str]) -> Iterator[tuple[str
         if not isinstance(token, dict) or not isinstance(token.get("content"), str):
             raise TokenizerError(path, "has an added token without its text", _AGAIN)
         name, number = token["content"], token.get("id")
-        _check_id(path, name, number)
+        if not _is_id(number):
+            raise _wrong_id(path, name, number)
         if name not in known:
             yield name, number
 
@@ -169,21 +183,24 @@ def _by_id(
     """Tokens by their ids, added to those given; no id may stand for two."""
     by_id = {} if by_id is None else by_id
     for name, number in pairs:
-        other = by_id.setdefault(_check_id(path, name, number), name)
+        if not _is_id(number):
+            raise _wrong_id(path, name, number)
+        other = by_id.setdefault(number, name)
         if other != name:
             both = f"{_shown(other)} and to {_shown(name)}"
             raise TokenizerError(path, f"gives the id {number} to {both}", _AGAIN)
     return by_id
 
 
-def _check_id(path: Path, name: str, number: object) -> int:
-    if type(number) is not int:
-        what = f"gives token {_shown(name)} {json_type(number)} for an id"
-        raise TokenizerError(path, what, _AGAIN)
-    if not 0 <= number <= _LARGEST_ID:
-        what = f"gives token {_shown(name)} the id {number}, outside 0 to {_LARGEST_ID}"
-        raise TokenizerError(path, what, _AGAIN)
-    return number
+def _is_id(number: object) -> TypeGuard[int]:
+    return type(number) is int and 0 <= number <= _LARGEST_ID
+
+
+def _wrong_id(path: Path, name: str, number: object) -> TokenizerError:
+    given = f"{json_value(number)} for an id"
+    if type(number) is int:
+        given = f"the id {json_value(number)}, outside 0 to {_LARGEST_ID}"
+    return TokenizerError(path, f"gives token {_shown(name)} {given}", _AGAIN)
 
 
 def _shown(name: str) -> str:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from configs.arguments import Parser, add_common, add_key
 from configs.command import note, run, warn
 from configs.errors import UsageError
-from configs.loader import read_layers
-from configs.resolve import Resolved
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from configs.resolve import Resolved
 
 _QUANTIZATION_KEYS = ("bits", "group_size", "mode", "method", "layers")
 
@@ -63,6 +66,8 @@ def parser() -> Parser:
 
 def _convert(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
+    from configs.loader import read_layers
+
     resolved = read_layers(args).resolve()
     _check_options(resolved, args)
     if args.show_config:
@@ -81,7 +86,7 @@ def _convert(argv: Sequence[str]) -> int:
     may_exist = args.force or args.dry_run
     if (known := _path(resolved, table.dtype)) is not None:
         check_destination(known, force=may_exist, make_parent=known != resolved.model.path)
-    source = resolve_source(resolved.model.source, resolved.model.revision)
+    source = resolve_source(resolved.model.source, resolved.model.revision, quiet=args.quiet)
     prepared = prepare(source, table)
     path = known or resolved.default_folder(prepared.dtype or "mlx")
     destination = check_destination(path, force=may_exist, make_parent=path != resolved.model.path)

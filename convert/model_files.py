@@ -23,7 +23,7 @@ from checkpoint.folder import (
 from convert.plan import Plan
 
 _FILE_LIMIT = 1 << 30
-_NOT_FOR_THE_RESULT = ("_name_or_path", "auto_map")
+_NOT_FOR_THE_RESULT = ("_name_or_path", "auto_map", "model_file")
 
 
 def write_model_files(

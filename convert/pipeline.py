@@ -15,10 +15,12 @@ from typing import Any
 
 from checkpoint import disk
 from checkpoint.architecture.mapping import ModelMap, map_model
+from checkpoint.dtypes import DTYPES as SAFETENSORS_DTYPES
 from checkpoint.folder import is_mlx, is_staging
 from checkpoint.model_config import read_model_config
 from checkpoint.shards import read_catalog
 from checkpoint.source import SourceFolder
+from checkpoint.tensors import Catalog
 from checkpoint.tokenizer_files import check_tokenizer
 from configs.errors import ArchitectureError, DiskError, SourceError
 from configs.quantization import ConvertTable
@@ -65,7 +67,7 @@ def prepare(source: SourceFolder, table: ConvertTable) -> Prepared:
         raise SourceError(source.path, "is a conversion that was never finished", "run it again")
     config = read_model_config(source.path)
     catalog = read_catalog(source.path)
-    _refuse_quantized(config)
+    _refuse_quantized(config, catalog)
     if is_mlx(config, catalog.metadata):
         raise SourceError(source.path, "is an MLX folder already", "convert its source instead")
     dtype = table.dtype or source_dtype(config)
@@ -170,12 +172,15 @@ def embedding_rows(model_map: ModelMap) -> int | None:
     return None
 
 
-def _refuse_quantized(config: dict[str, Any]) -> None:
+def _refuse_quantized(config: dict[str, Any], catalog: Catalog) -> None:
     text_config = config.get("text_config") or {}
     found = config.get("quantization_config") or text_config.get("quantization_config")
-    if "quantization" in config or not found:
+    scaled = next(
+        (ref for ref in catalog.values() if SAFETENSORS_DTYPES[ref.dtype].needs_scales), None
+    )
+    if "quantization" in config or not (found or scaled):
         return
-    method = found.get("quant_method") if isinstance(found, dict) else found
+    method = found.get("quant_method") if isinstance(found, dict) else scaled and scaled.dtype
     raise ArchitectureError(
         "config.json",
         f"the weights are quantized already ({method}), in a format that can't be read",

@@ -24,10 +24,10 @@ from convert.plan import Operation, OutputTensor, Parameter, Plan, Quantization,
 _SAFETENSORS_NAMES = {dtype.mlx: dtype.name for dtype in DTYPES.values() if not dtype.needs_scales}
 
 # What the process holds besides tensors: the interpreter, MLX, mlx-lm's architecture, the plan.
-_BASE_BYTES = 96 << 20
+_BASE_BYTES = 112 << 20
 _BYTES_PER_SOURCE = 6 << 10
 # Blocks in flight, each as read, converted and packed.
-_BLOCK_COPIES = 6
+_BLOCK_COPIES = 8
 
 BLOCK_BYTES = 8 << 20
 """Aim for the bytes of one row block as read."""

@@ -56,8 +56,9 @@ class ShardFile:
         Raises:
             DiskError: the disk is full, or the write failed.
         """
+        rows = mx.contiguous(block).view(_RAW[block.itemsize])  # a transposed one is not
         # MLX's stubs leave out that arrays are buffers.
-        data = memoryview(block.view(_RAW[block.itemsize])).cast("B")  # type: ignore[arg-type]
+        data = memoryview(rows).cast("B")  # type: ignore[arg-type]
         disk.write_at(self._file, self._path, data, self._at[name])
         self._at[name] += len(data)
         self.checksums[name] = zlib.crc32(data, self.checksums[name])

@@ -16,9 +16,10 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from checkpoint import disk
 from checkpoint.architecture.reader import TensorReader
 from checkpoint.architecture.recipes import Recipe, row_blocks
-from configs.errors import SourceError
+from configs.errors import DiskError, SourceError
 from convert.plan import Parameter, Plan
 from convert.planner import BLOCK_BYTES
 from convert.quantize import is_finite, largest_exponent, round_to_nearest
@@ -59,6 +60,13 @@ def stream_tensors(
         SourceError: a tensor holds infinities or NaN.
     """
     checksums: dict[str, int] = {}
+    done = 0
+
+    def tell(name: str, nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        progress(name, nbytes)
+
     # Memory that MLX keeps for reuse counts as ours; a few blocks' worth is enough.
     before = mx.set_cache_limit(4 * BLOCK_BYTES)
     try:
@@ -66,8 +74,14 @@ def stream_tensors(
             for shard in plan.shards:
                 with ShardFile(folder, shard) as file:
                     for block in _compute(shard.parameters, recipes, reader):
-                        _write(block, file, progress)
+                        _write(block, file, tell)
                 checksums |= file.checksums
+    except DiskError as error:
+        if not disk.is_full(error):
+            raise
+        total = plan.tensor_bytes
+        what = f"the disk is full after {done:,} of {total:,} bytes"
+        raise DiskError(error.where, what, error.mend) from error
     finally:
         mx.set_cache_limit(before)
     return checksums

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 from configs.arguments import Parser, add_common, add_key
 from configs.command import note, run, warn
 from configs.errors import RequestError, SourceError, UsageError
-from configs.loader import read_layers
-from configs.resolve import Layers, Resolved
 
 if TYPE_CHECKING:
+    from configs.resolve import Layers, Resolved
     from inference.request import Request
     from inference.session import Session
 
@@ -81,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _infer(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
+    from configs.loader import read_layers
+
     layers = read_layers(args)
     settings = layers.resolve()
     _check_flags(args, settings)

@@ -5,6 +5,8 @@ Owns that order and the refusal of what does not fit. Knows nothing of models.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from configs.errors import RequestError
 from inference.request import Request, TokenRequest
 from inference.template import ChatTemplate
@@ -12,7 +14,12 @@ from inference.tokenizer import Tokenizer
 
 
 def tokenize(
-    request: Request, tokenizer: Tokenizer, template: ChatTemplate | None, context: int | None
+    request: Request,
+    tokenizer: Tokenizer,
+    template: ChatTemplate | None,
+    context: int | None,
+    *,
+    may_lower_max_tokens: bool = False,
 ) -> TokenRequest:
     """The request in token ids.
 
@@ -21,9 +28,11 @@ def tokenize(
         tokenizer: The model's.
         template: The model's.
         context: Most tokens of prompt and answer together; None for no limit.
+        may_lower_max_tokens: Whether `max_tokens` is only a default, so that an answer may
+            end sooner where the context does.
 
     Raises:
-        RequestError: It does not fit the context; nothing is ever cut.
+        RequestError: It does not fit the context; a prompt is never cut.
         TemplateError: The template refuses the messages.
         TokenizerError: The tokenizer fails on this text.
     """
@@ -46,8 +55,11 @@ def tokenize(
         ids = tokenizer.encode_segments(segments, control)
     else:
         ids = tokenizer.encode_text(request.text)
-    _check_budget(len(ids), request.options.max_tokens, context)
-    return TokenRequest(request.id, tuple(ids), request.options, tokenizer.eos_ids)
+    options = request.options
+    if may_lower_max_tokens and context is not None and len(ids) < context:
+        options = replace(options, max_tokens=min(options.max_tokens, context - len(ids)))
+    _check_budget(len(ids), options.max_tokens, context)
+    return TokenRequest(request.id, tuple(ids), options, tokenizer.eos_ids)
 
 
 def _check_budget(prompt: int, max_tokens: int, context: int | None) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from checkpoint.folder import GENERATION_CONFIG, file_in
 from checkpoint.json_file import read_json_object
 from configs.errors import ModelConfigError, RequestError
-from configs.resolve import Layers, Resolved
+from configs.resolve import DEFAULT, Layers, Resolved
 
 if TYPE_CHECKING:
     from inference.engine import Engine
@@ -54,7 +54,15 @@ class Session:
 
         if self.tokenizer is None:
             raise RequestError("--prompt", f"{self.folder.path} has no tokenizer", "copy it there")
-        return tokenize(request, self.tokenizer, self.template, self.context)
+        # A user's own max_tokens is a promise to keep; the model's and ours are not.
+        asked = self.settings.origin("generate.max_tokens")
+        return tokenize(
+            request,
+            self.tokenizer,
+            self.template,
+            self.context,
+            may_lower_max_tokens=asked in (DEFAULT, GENERATION_CONFIG),
+        )
 
     def check_ids(self, ids: list[int]) -> None:
         """Refuse token ids that the model can't read.

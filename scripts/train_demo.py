@@ -3,11 +3,11 @@
     pip install -e '.[test]'
     python scripts/train_demo.py --seed 0 --output configs/demo_model
 
-A Qwen3 of 3.6 million parameters learns on one CPU core, in about an hour, to answer
+A Qwen3 of 3.6 million parameters learns on one CPU core, in less than an hour, to answer
 questions about mlx-ferry in English and Chinese. The same seed on the same machine, with
 the same versions of torch, tokenizers and transformers, gives the same bytes.
 
-Half of the steps see weights rounded as MLX rounds them (affine, 4 bits, several group
+The later steps see weights rounded as MLX rounds them (affine, 4 bits, several group
 sizes) while the gradient goes to the unrounded ones, so that the model answers as well
 after `convert -q --bits 4`. At the end, held-out questions are counted whose whole
 greedy answer is the right one, with and without that rounding.
@@ -16,22 +16,24 @@ greedy answer is the right one, with and without that rounding.
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from demo_corpus import Corpus, Topic, read_corpus
+from demo_corpus import FOLDER, Topic, read_corpus
+from demo_corpus.samples import END, END_OF_TEXT, START, Samples
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from torch.nn import Parameter
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VOCABULARY = 2560
 CONTEXT = 1024
 LONGEST_TOKEN = 14  # bytes: an English word, or four Chinese characters
@@ -44,41 +46,41 @@ TEMPLATE = """\
     {{- '<|im_start|>assistant\\n' }}
 {%- endif %}
 """
-IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the result, apart from the text and the seed."""
+    """What decides the result, apart from the text and the seed.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch_tokens: Tokens of a batch, padding included.
+        matrix_rate: Peak learning rate of Muon, for the layers' matrices.
+        other_rate: Peak learning rate of AdamW, for embeddings and norms.
+        weight_decay: Of the layers' matrices.
+        warmup: Steps until the peak; a cosine to zero follows.
+        noise: Share of the questions' tokens replaced at random.
+        rounding_from: Share of the steps after which weights are rounded.
+        group_sizes: Drawn from at each of those steps; None leaves the weights as they are.
+    """
 
     steps: int
     batch_tokens: int = 2048
-    learning_rate: float = 2e-3
+    matrix_rate: float = 5e-3
+    other_rate: float = 4e-3
     weight_decay: float = 0.1
-    warmup: int = 100
-    question_weight: float = 0.1
-    noise: float = 0.03
+    warmup: int = 40
+    noise: float = 0.02
+    rounding_from: float = 0.5
     group_sizes: tuple[int | None, ...] = (None, 64, 32, 128)
-    rounding_from: float = 0.4
 
 
-@dataclass(frozen=True)
-class Sample:
-    """Token ids, and how much each counts in the loss."""
-
-    ids: list[int]
-    weights: list[float]
-
-
-def train_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer: any text survives it unchanged."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    words = pre_tokenizers.Split(Regex(WORDS), "isolated")
+    as_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, as_bytes])
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
@@ -87,7 +89,7 @@ def train_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
         max_token_length=LONGEST_TOKEN,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(corpus.texts, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END,
@@ -99,7 +101,7 @@ def train_tokenizer(corpus: Corpus) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 whose every matrix has rows that all of MLX's group sizes divide."""
+    """A Qwen3 of whose rows all of MLX's group sizes are divisors."""
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=VOCABULARY,
@@ -119,94 +121,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     )
 
 
-class Samples:
-    """Conversations drawn at random from the corpus, as token ids."""
-
-    def __init__(
-        self, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int
-    ) -> None:
-        self._corpus = corpus
-        self._tokenizer = tokenizer
-        self._recipe = recipe
-        self._rng = random.Random(seed)
-        self._by_language: dict[str, list[Topic]] = {}
-        for topic in corpus.topics:
-            self._by_language.setdefault(topic.language, []).append(topic)
-
-    def encode(self, text: str) -> list[int]:
-        """The text's token ids."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
-
-    def conversation(self, turns: list[tuple[str, str]], system: str = "") -> Sample:
-        """What the chat template makes of it; the answers count fully, the rest a little."""
-        ids: list[int] = []
-        weights: list[float] = []
-
-        def add(text: str, weight: float) -> None:
-            piece = self.encode(text)
-            ids.extend(piece)
-            weights.extend([weight] * len(piece))
-
-        if system:
-            add(f"{START}system\n{system}{END}\n", 0.0)
-        for question, answer in turns:
-            add(f"{START}user\n{question}{END}\n{START}assistant\n", self._recipe.question_weight)
-            add(answer + END, 1.0)
-            add("\n", 0.0)
-        return Sample(ids, weights)
-
-    def _question(self, topic: Topic) -> str:
-        question = self._rng.choice(topic.questions)
-        return self._corpus.phrasings.vary(question, topic.language, self._rng)
-
-    def draw(self) -> Sample:
-        """One paragraph, dialogue, or conversation about random topics."""
-        rng = self._rng
-        kind = rng.random()
-        if kind < 0.04:
-            ids = self.encode(rng.choice(self._corpus.prose) + END_OF_TEXT)
-            return Sample(ids, [1.0] * len(ids))
-        language = rng.choice(sorted(self._by_language))
-        if kind < 0.10:
-            dialogue = rng.choice(self._corpus.dialogues)
-            language, turns = dialogue.language, list(dialogue.turns)
-        else:
-            count = rng.choices((1, 2, 3), (8, 2, 1))[0]
-            topics = rng.choices(self._by_language[language], k=count)
-            turns = [(self._question(topic), topic.answer) for topic in topics]
-        systems = self._corpus.phrasings.systems(language)
-        return self.conversation(turns, rng.choice(systems) if rng.random() < 0.15 else "")
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Endless pairs of ids and loss weights, [rows, length], of similar lengths."""
-        while True:
-            pool = sorted((self.draw() for _ in range(512)), key=lambda sample: len(sample.ids))
-            batches: list[list[Sample]] = [[]]
-            for sample in pool:
-                if (len(batches[-1]) + 1) * len(sample.ids) > self._recipe.batch_tokens:
-                    batches.append([])
-                batches[-1].append(sample)
-            self._rng.shuffle(batches)
-            for batch in batches:
-                yield padded(batch)
-
-
-def padded(samples: list[Sample]) -> tuple[Tensor, Tensor]:
-    """Ids and weights as [rows, longest]; padding counts nothing and nobody attends to it."""
-    length = max(len(sample.ids) for sample in samples)
-    ids = torch.zeros(len(samples), length, dtype=torch.long)
-    weights = torch.zeros(len(samples), length)
-    for row, sample in enumerate(samples):
-        ids[row, : len(sample.ids)] = torch.tensor(sample.ids)
-        weights[row, : len(sample.ids)] = torch.tensor(sample.weights)
-    return ids, weights
-
-
 def rounded(weight: Tensor, group_size: int, bits: int = 4) -> Tensor:
     """What a matrix becomes by MLX's affine quantization and back: code * scale + bias.
 
-    The scale is chosen so that the group's extreme value farthest from zero is kept
-    exactly and zero stays zero; scales and biases are bfloat16, as in the saved model.
+    The extreme value of a group that lies farthest from zero is kept, and zero stays
+    zero; scales and biases are bfloat16, as in the saved model.
     """
     top = 2**bits - 1
     groups = weight.bfloat16().float().view(-1, group_size)
@@ -224,8 +143,8 @@ def rounded(weight: Tensor, group_size: int, bits: int = 4) -> Tensor:
 
 @contextmanager
 def rounded_weights(model: Qwen3ForCausalLM, group_size: int | None) -> Iterator[None]:
-    """Inside, the matrices are rounded; gradients made inside fit the ones put back after."""
-    matrices = [] if group_size is None else [p for p in model.parameters() if p.ndim == 2]
+    """Within, the matrices are rounded; gradients made within go to the ones put back."""
+    matrices = [p for p in model.parameters() if p.ndim == 2] if group_size else []
     kept = [matrix.detach().clone() for matrix in matrices]
     for matrix in matrices:
         matrix.data.copy_(rounded(matrix.detach(), group_size or 0))
@@ -234,107 +153,144 @@ def rounded_weights(model: Qwen3ForCausalLM, group_size: int | None) -> Iterator
         matrix.data.copy_(original)
 
 
-def train(model: Qwen3ForCausalLM, samples: Samples, recipe: Recipe, seed: int) -> None:
-    """AdamW with a cosine schedule; rounding sets in after `recipe.rounding_from`."""
-    matrices = [p for p in model.parameters() if p.ndim == 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": matrices, "weight_decay": recipe.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ],
-        lr=recipe.learning_rate,
-        betas=(0.9, 0.95),
-    )
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalized (Jordan 2024, https://kellerjordan.github.io/posts/muon).
 
-    def schedule(step: int) -> float:
+    Updates are scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982). torch's
+    own Muon computes in bfloat16, which is slow on most CPUs; this one stays in float32.
+    """
+
+    def __init__(self, params: list[Parameter], lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """One update of every matrix."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                state = self.state[matrix]
+                momentum = state.setdefault("momentum", torch.zeros_like(matrix))
+                momentum.lerp_(matrix.grad, 0.05)
+                update = orthogonalized(matrix.grad.lerp(momentum, 0.95))
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(update, alpha=-0.2 * group["lr"] * max(matrix.shape) ** 0.5)
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """The nearest matrix with singular values near 1, by five Newton-Schulz steps."""
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    wide = wide / (wide.norm() + 1e-7)
+    for _ in range(5):
+        gram = wide @ wide.T
+        wide = 3.4445 * wide + (-4.7750 * gram + 2.0315 * gram @ gram) @ wide
+    return wide if matrix.shape[0] <= matrix.shape[1] else wide.T
+
+
+def optimizers(model: Qwen3ForCausalLM, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for the rest."""
+    named = list(model.named_parameters())
+    matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in named if p.ndim < 2 or "embed" in name]
+    return [
+        Muon(matrices, recipe.matrix_rate, recipe.weight_decay),
+        torch.optim.AdamW(others, recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
+    ]
+
+
+def train(model: Qwen3ForCausalLM, samples: Samples, recipe: Recipe, seed: int) -> None:
+    """Runs the recipe, printing the loss now and then."""
+
+    def rate(step: int) -> float:
         cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         return min((step + 1) / recipe.warmup, cosine)
 
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+    steppers = optimizers(model, recipe)
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(stepper, rate) for stepper in steppers]
     rng = random.Random(seed)
     started = time.monotonic()
-    average = 0.0
-    for step, (ids, weights) in zip(range(recipe.steps), samples.batches(), strict=False):
-        rounding = step >= recipe.rounding_from * recipe.steps
+    losses = []
+    batches = itertools.islice(samples.batches(), recipe.steps)
+    for step, (ids, weights) in enumerate(batches, start=1):
+        rounding = step > recipe.rounding_from * recipe.steps
         group_size = rng.choice(recipe.group_sizes) if rounding else None
         noisy = (torch.rand(ids.shape) < recipe.noise) & (weights < 1.0) & (ids > 2)
         inputs = torch.where(noisy, torch.randint(3, VOCABULARY, ids.shape), ids)
         with rounded_weights(model, group_size):
             logits = model(input_ids=inputs[:, :-1]).logits
-            losses = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+            by_token = torch.nn.functional.cross_entropy(
+                logits.transpose(1, 2), ids[:, 1:], reduction="none"
             )
-            counted = weights[:, 1:].flatten()
-            loss = (losses * counted).sum() / counted.sum()
+            loss = (by_token * weights[:, 1:]).sum() / weights[:, 1:].sum()
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        average += (loss.item() - average) / min(step + 1, 50)
-        if step % 50 == 49:
+        for stepper, scheduler in zip(steppers, schedulers, strict=True):
+            stepper.step()
+            scheduler.step()
+        model.zero_grad()
+        losses.append(loss.item())
+        if step % 25 == 0:
             minutes = (time.monotonic() - started) / 60
-            print(f"step {step + 1}: loss {average:.4f}, {minutes:.1f} min", flush=True)
+            mean = sum(losses[-25:]) / 25
+            print(f"step {step} of {recipe.steps}: loss {mean:.4f}, {minutes:.1f} min", flush=True)
 
 
 @torch.no_grad()
 def wrong_answers(
-    model: Qwen3ForCausalLM, samples: Samples, topics: tuple[Topic, ...]
-) -> tuple[list[str], int]:
-    """The held-out questions whose greedy answer is not the topic's, and how many there are.
+    model: Qwen3ForCausalLM, samples: Samples, questions: Iterable[tuple[str, Topic]]
+) -> list[str]:
+    """The questions whose greedy answer is not the topic's, word for word.
 
     Greedy decoding gives exactly the right answer if and only if every token of it is the
     likeliest one after the right tokens before it: one forward pass tells.
     """
-    pairs = [(question, topic.answer) for topic in topics for question in topic.held_out]
     wrong = []
-    for question, answer in pairs:
-        sample = samples.conversation([(question, answer)])
+    for question, topic in questions:
+        sample = samples.conversation([(question, topic.answer)])
         ids = torch.tensor([sample.ids])
-        best = model(input_ids=ids).logits[0, :-1].argmax(-1)
-        answered = torch.tensor(sample.weights[1:]) == 1.0
-        if not torch.equal(best[answered], ids[0, 1:][answered]):
+        likeliest = model(input_ids=ids).logits[0, :-1].argmax(-1)
+        answer = torch.tensor(sample.weights[1:]) == 1.0
+        if not torch.equal(likeliest[answer], ids[0, 1:][answer]):
             wrong.append(question)
-    return wrong, len(pairs)
+    return wrong
 
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
-    """The folder as transformers writes it, in bfloat16 and small shards."""
+    """The folder as transformers writes it, in small shards, with the model card."""
     output.mkdir(parents=True, exist_ok=True)
     for stale in output.glob("model*.safetensors*"):
         stale.unlink()
-    model.generation_config.max_length = None
     model.save_pretrained(output, max_shard_size="2MB")
     tokenizer.save_pretrained(output)
-    shutil.copyfile(Path(__file__).parent / "demo_corpus" / "MODEL_CARD.md", output / "README.md")
+    shutil.copyfile(FOLDER / "MODEL_CARD.md", output / "README.md")
 
 
 def main() -> None:
-    """Trains, measures and saves."""
+    """Trains, saves and measures."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--output", type=Path, default=Path("configs/demo_model"))
+    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--steps", type=int, default=1000, help="default: 1000")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
 
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     recipe = Recipe(steps=args.steps)
     corpus = read_corpus()
-    tokenizer = train_tokenizer(corpus)
+    tokenizer = train_tokenizer(corpus.texts)
     model = build_model(tokenizer)
-    samples = Samples(corpus, tokenizer, recipe, args.seed)
+    samples = Samples(corpus, tokenizer.encode, recipe.batch_tokens, args.seed)
     train(model, samples, recipe, args.seed)
-
     model.bfloat16()
     save(model, tokenizer, args.output)
+
     model.float()
+    questions = [(question, topic) for topic in corpus.topics for question in topic.held_out]
     for group_size in (None, 64, 32):
         with rounded_weights(model, group_size):
-            wrong, asked = wrong_answers(model, samples, corpus.topics)
-        name = "bfloat16" if group_size is None else f"4 bits, groups of {group_size}"
-        print(f"{name}: {asked - len(wrong)} of {asked} held-out questions answered right")
+            wrong = wrong_answers(model, samples, questions)
+        form = f"at 4 bits in groups of {group_size}" if group_size else "in bfloat16"
+        right = len(questions) - len(wrong)
+        print(f"{right} of {len(questions)} held-out questions answered right {form}")
         print("".join(f"  not: {question}\n" for question in wrong), end="")
 
 

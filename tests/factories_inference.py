@@ -72,8 +72,8 @@ def tiny_config(kind: str, **changes: Any) -> dict[str, Any]:
 def tiny_network(config: dict[str, Any], seed: int = 0) -> nn.Module:
     """mlx-lm's own model of that config, with random weights that make it talk."""
     classes = load_classes(config["model_type"])
-    model: nn.Module = classes.model(classes.args.from_dict(config))
     mx.random.seed(seed)
+    model: nn.Module = classes.model(classes.args.from_dict(config))
     model.update(
         tree_map(
             lambda value: (

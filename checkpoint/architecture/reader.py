@@ -17,6 +17,7 @@ import mlx.core as mx
 
 from checkpoint import disk
 from checkpoint.tensors import TensorRef
+from configs.errors import FerryError
 
 _OPEN_FILES = 64
 _COMPARED = 4 << 20
@@ -72,10 +73,13 @@ class TensorReader:
         view = memoryview(self._buffer)[:needed]
         descriptor = self._open(ref.file)
         at = 0
-        for start, length in _runs(ref.shape, box):
-            size = length * item
-            disk.read_into(descriptor, ref.file, view[at : at + size], ref.offset + start * item)
-            at += size
+        try:
+            for start, length in _runs(ref.shape, box):
+                piece = view[at : at + length * item]
+                disk.read_into(descriptor, ref.file, piece, ref.offset + start * item)
+                at += len(piece)
+        except FerryError as error:
+            raise type(error)(f"{ref.file} ({ref.name})", error.what, error.mend) from error
         self.bytes_read += needed
         # MLX's stubs leave out that it takes buffers.
         return mx.array(view.cast(code)).reshape(shape)  # type: ignore[arg-type]

@@ -67,7 +67,7 @@ def row_blocks(shape: Shape, row_bytes: int, block_bytes: int) -> Iterator[Box]:
             yield (*reversed(prefix), cut, *whole(axes[axis + 1 :]), *rest)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Recipe(ABC):
     """One node: the shape and dtype of what it makes, and how.
 
@@ -108,7 +108,7 @@ class Recipe(ABC):
             part.release()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Copy(Recipe):
     """A source tensor as it is."""
 
@@ -121,7 +121,7 @@ class Copy(Recipe):
         yield self.ref
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Constant(Recipe):
     """A small array that the architecture itself brings."""
 
@@ -131,7 +131,7 @@ class Constant(Recipe):
         return self.value[tuple(slice(low, high) for low, high in box)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class _OneInput(Recipe):
     part: Recipe
 
@@ -140,7 +140,7 @@ class _OneInput(Recipe):
         return (self.part,)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Slice(_OneInput):
     """`part[start:stop:step]` along every axis; steps are positive."""
 
@@ -156,7 +156,7 @@ class Slice(_OneInput):
         return piece[tuple(slice(None, None, step) for step in self.step)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Transpose(_OneInput):
     """Axes permuted: output axis i is input axis `axes[i]`."""
 
@@ -169,7 +169,7 @@ class Transpose(_OneInput):
         return self.part.read(tuple(source), reader).transpose(self.axes)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Broadcast(_OneInput):
     """Axes of size one repeated."""
 
@@ -180,7 +180,7 @@ class Broadcast(_OneInput):
         return mx.broadcast_to(self.part.read(source, reader), box_shape(box))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Reshape(_OneInput):
     """The same elements in C order under another shape."""
 
@@ -209,7 +209,7 @@ def _covering_box(shape: Shape, first: int, stop: int) -> tuple[Box, int]:
     return tuple(box), start
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Concatenate(Recipe):
     """Parts joined along an axis; a stack is that over parts with an axis of one."""
 
@@ -233,7 +233,7 @@ class Concatenate(Recipe):
         return pieces[0] if len(pieces) == 1 else mx.concatenate(pieces, axis=self.axis)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Elementwise(Recipe):
     """A function of each element alone; all parts have the output's shape."""
 
@@ -248,7 +248,7 @@ class Elementwise(Recipe):
         return self.function(*(part.read(box, reader) for part in self.parts))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Computed(Recipe):
     """A tensor that can only be evaluated whole; kept until `release`.
 

@@ -30,14 +30,17 @@ class Rotation:
     head_dim: int
 
 
-def rotation(rope: Mapping[str, Any], head_dim: int, max_positions: int | None) -> Rotation:
+def rotation(
+    rope: Mapping[str, Any], head_dim: int, max_positions: int | None, length: int | None = None
+) -> Rotation:
     """The rotation that transformers computes for one entry of `rope_parameters`.
 
     Args:
         rope: The entry, as transformers' class holds it.
         head_dim: Dimensions of a head.
-        max_positions: `max_position_embeddings`. For `longrope` the rotation is the one for
-            texts beyond `original_max_position_embeddings`, for `dynamic` the one up to this.
+        max_positions: `max_position_embeddings`; for `dynamic` the rotation is the one up to it.
+        length: How long the text is, by which `longrope` takes its short or its long factors;
+            None for a text beyond `original_max_position_embeddings`.
 
     Raises:
         ArchitectureError: a rope type that has no formula here.
@@ -47,6 +50,10 @@ def rotation(rope: Mapping[str, Any], head_dim: int, max_positions: int | None) 
     if rope_type not in _ROTATIONS:
         raise ArchitectureError("config.json", f"rope_type {rope_type!r} is not one mlx-lm has")
     try:
+        if rope_type == "longrope":
+            context = rope["original_max_position_embeddings"]
+            kind = "short" if length is not None and length <= context else "long"
+            rope = {**rope, "long_factor": rope[f"{kind}_factor"]}
         return _ROTATIONS[rope_type](rope, head_dim, max_positions)
     except KeyError as error:
         raise ModelConfigError("config.json", f"rope_parameters has no {error}") from error

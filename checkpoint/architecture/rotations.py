@@ -1,8 +1,8 @@
 """Whether a model of mlx-lm rotates queries and keys as transformers does.
 
-Owns the probe of a model's own rope modules. Because it looks at what they compute,
-there is no list of which architecture honours which variant of RoPE. What they
-should compute comes from `rope`.
+Owns the probe of a model's own rope modules, and their tuning in a loaded model.
+Because the probe looks at what they compute, there is no list of which architecture
+honours which variant of RoPE. What they should compute comes from `rope`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,28 @@ def check_rotations(model: Any, values: Mapping[str, Any], name: str) -> tuple[s
             f"angles are off by up to {error:.1e} radians per position"
         )
     return tuple(sorted(notes))
+
+
+def tune_rotations(model: Any, config: Mapping[str, Any], length: int) -> None:
+    """Give a loaded model's rope modules the very frequencies that transformers would use.
+
+    mlx-lm's modules take the long factors of `longrope` for short texts too, and round the
+    range that YaRN blends. Stock mlx-lm can't be told otherwise; a model at hand can.
+
+    Args:
+        model: A loaded model of mlx-lm.
+        config: Its explicit config.
+        length: How many positions the text will have.
+    """
+    import mlx.core as mx
+
+    if not config.get("rope_parameters"):
+        return
+    size, positions = head_dimensions(config), config.get("max_position_embeddings")
+    for module, told in _rope_modules(model, config):
+        if told.get("rope_type") in ("longrope", "yarn") and hasattr(module, "_freqs"):
+            exact = rotation(told, size, positions, length)
+            module._freqs = mx.array([1 / f for f in exact.frequencies], mx.float32)
 
 
 def _rope_modules(model: Any, values: Mapping[str, Any]) -> Iterator[tuple[Any, Mapping[str, Any]]]:

@@ -70,7 +70,12 @@ def mlx_dtype(ref: TensorRef) -> mx.Dtype:
 
 def placeholder(shape: Shape, dtype: mx.Dtype) -> mx.array:
     """An array that has a shape and a dtype and is never evaluated."""
-    return mx.zeros(shape, dtype)
+    return mx.broadcast_to(_zero(dtype), shape)
+
+
+@cache
+def _zero(dtype: mx.Dtype) -> mx.array:
+    return mx.array(0, dtype)
 
 
 def trace(function: Callable[[Weights], Weights], refs: Mapping[str, TensorRef]) -> Traced:
@@ -84,7 +89,7 @@ def trace(function: Callable[[Weights], Weights], refs: Mapping[str, TensorRef])
     order = list(refs)
     inputs = [placeholder(refs[name].shape, mlx_dtype(refs[name])) for name in order]
     returned: list[str] = []
-    events: list[dict[str, Any]] = []
+    graph = _Graph([refs[name] for name in order])
 
     def flat(*arrays: mx.array) -> list[mx.array]:
         weights = function(dict(zip(order, arrays, strict=True)))
@@ -93,20 +98,19 @@ def trace(function: Callable[[Weights], Weights], refs: Mapping[str, TensorRef])
 
     with _contiguous_is_identity():
         try:
-            mx.export_function(events.append, flat, *inputs)
+            mx.export_function(graph.add, flat, *inputs)
+            described = True
         except ValueError as error:
             if "Unable to get state for primitive" not in str(error):
                 raise
             # A primitive MLX can't describe: every tensor has to be computed whole.
-            graph = None
-        else:
-            graph = _Graph(events, [refs[name] for name in order])
+            described = False
     lazily = _LazyRun(function, refs)
     recipes: dict[str, Recipe] = {}
     for position, name in enumerate(returned):
-        recipe = graph.output(position) if graph is not None else None
+        recipe = graph.output(position) if described else None
         if recipe is None:
-            made_from = graph.refs(position) if graph is not None else tuple(refs.values())
+            made_from = graph.refs(position) if described else tuple(refs.values())
             recipe = lazily.computed(name, made_from)
         recipes[name] = recipe
     used = {ref.name for recipe in recipes.values() for ref in recipe.sources()}
@@ -123,24 +127,27 @@ def _contiguous_is_identity() -> Iterator[None]:
 class _Graph:
     """The recorded primitives, translated; None where a tensor can't stream."""
 
-    def __init__(self, events: list[dict[str, Any]], refs: list[TensorRef]) -> None:
+    def __init__(self, refs: list[TensorRef]) -> None:
+        self._refs = refs
         self._outputs: list[tuple[str, Shape, mx.Dtype]] = []
         self._recipes: dict[str, Recipe | None] = {}
         self._inputs: dict[str, list[str]] = {}
-        for event in events:
-            match event["type"]:
-                case "inputs":
-                    for (label, shape, dtype), ref in zip(event["inputs"], refs, strict=True):
-                        self._recipes[label] = Copy(tuple(shape), dtype, ref)
-                case "outputs":
-                    self._outputs = event["outputs"]
-                case "constants":
-                    for label, value in event["constants"]:
-                        self._recipes[label] = Constant(tuple(value.shape), value.dtype, value)
-                case "primitive":
-                    self._add(event)
 
-    def _add(self, event: dict[str, Any]) -> None:
+    def add(self, event: dict[str, Any]) -> None:
+        """Take in what `mx.export_function` tells its callback: ends first, then primitives."""
+        match event["type"]:
+            case "inputs":
+                for (label, shape, dtype), ref in zip(event["inputs"], self._refs, strict=True):
+                    self._recipes[label] = Copy(tuple(shape), dtype, ref)
+            case "outputs":
+                self._outputs = event["outputs"]
+            case "constants":
+                for label, value in event["constants"]:
+                    self._recipes[label] = Constant(tuple(value.shape), value.dtype, value)
+            case "primitive":
+                self._add_primitive(event)
+
+    def _add_primitive(self, event: dict[str, Any]) -> None:
         labels = [label for label, *_ in event["inputs"]]
         parts = [recipe for recipe in map(self._recipes.get, labels) if recipe is not None]
         outputs = [label for label, *_ in event["outputs"]]

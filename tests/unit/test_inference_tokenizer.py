@@ -223,6 +223,20 @@ def test_prompt_and_answer_must_fit_the_context(folder: Path) -> None:
         fits(count, 1)
 
 
+def test_a_default_max_tokens_gives_way_to_the_context(folder: Path) -> None:
+    tokenizer = load_tokenizer(folder, CONFIG)
+    count = len(tokenizer.encode_text("hello"))
+
+    def lowered(context: int) -> int:
+        asked = Request("a", text="hello")
+        made = tokenize(asked, tokenizer, None, context, may_lower_max_tokens=True)
+        return made.options.max_tokens
+
+    assert lowered(count + 10) == 10 and lowered(9999) == 512
+    with pytest.raises(RequestError, match="beyond the context"):
+        lowered(count)
+
+
 def test_an_enormous_prompt_is_refused_before_it_is_encoded(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
