@@ -1,8 +1,7 @@
 """Where the keys of a TOML text stand: the line of each, which the TOML parser does not tell.
 
 This reads just enough of TOML's grammar to follow keys, brackets and strings. It judges nothing but
-depth: whether the text is valid, and what it means, is the parser's to say. Its answer for a text
-that does not parse is of no use, and harmless.
+depth: whether the text is valid, and what it means, is the parser's to say, and to say first.
 """
 
 from __future__ import annotations
@@ -17,15 +16,13 @@ from configs.checks import KeyPath
 
 DEEPEST = 64
 
-# Each alternative takes an unterminated string as it is: going back to look for another reading
-# would cost the square of the length on hostile text.
 _TOKEN = re.compile(
     r"""
       (?P<skip> [\ \t\r]+ | \#[^\n]* )
     | (?P<end> \n )
-    | (?P<block> \"{3} (?: [^"\\] | \\[\s\S] | "{1,2}(?!") )*+ "{0,5}
-               | '{3} (?: [^'] | '{1,2}(?!') )*+ '{0,5} )
-    | (?P<key> " (?: [^"\\\n] | \\. )*+ "? | '[^'\n]*+ '? | [^\s\[\]{}=,.\#"']+ )
+    | (?P<block> \"{3} (?: [^"\\] | \\[\s\S] | "{1,2}(?!") )*+ "{3,5}
+               | '{3} (?: [^'] | '{1,2}(?!') )*+ '{3,5} )
+    | (?P<key> " (?: [^"\\\n] | \\. )*+ " | '[^'\n]*+ ' | [^\s\[\]{}=,.\#"']+ )
     | (?P<mark> . )
     """,
     re.VERBOSE,

@@ -87,7 +87,7 @@ def _convert(argv: Sequence[str]) -> int:
     if (known := _path(resolved, table.dtype)) is not None:
         check_destination(known, force=may_exist, make_parent=known != resolved.model.path)
     source = resolve_source(resolved.model.source, resolved.model.revision, quiet=args.quiet)
-    prepared = prepare(source, table)
+    prepared = prepare(source, resolved)
     path = known or resolved.default_folder(prepared.dtype or "mlx")
     destination = check_destination(path, force=may_exist, make_parent=path != resolved.model.path)
     check_apart(destination, source.path)
@@ -102,8 +102,7 @@ def _convert(argv: Sequence[str]) -> int:
         return 0
     receipt = convert(
         prepared,
-        resolved.model.source,
-        table,
+        resolved,
         destination,
         lambda total: progress_bar(total, quiet=args.quiet),
     )

@@ -112,8 +112,8 @@ def staged(destination: Destination) -> Iterator[Path]:
             disk.remove_tree(staging)
     disk.make_folder(staging)
     with _locked(staging):
-        disk.write_whole(staging / _OWNER, json.dumps({"pid": os.getpid()}).encode())
         try:
+            disk.write_whole(staging / _OWNER, json.dumps({"pid": os.getpid()}).encode())
             yield staging
         finally:
             if staging.exists():

@@ -22,7 +22,8 @@ from checkpoint.folder import (
 )
 from convert.plan import Plan
 
-_FILE_LIMIT = 1 << 30
+FILE_LIMIT = 1 << 30
+CHAT_TEMPLATE = "chat_template.jinja"
 _NOT_FOR_THE_RESULT = ("_name_or_path", "auto_map", "model_file")
 
 
@@ -32,6 +33,7 @@ def write_model_files(
     plan: Plan,
     config: dict[str, Any],
     readme_note: str,
+    chat_template: bytes | None,
 ) -> tuple[str, ...]:
     """Write all files but the shards and the receipt.
 
@@ -41,6 +43,7 @@ def write_model_files(
         plan: The plan, for the index.
         config: config.json's content.
         readme_note: Goes on top of the README.
+        chat_template: A template to put in place of the source's.
 
     Returns:
         The names of the files written.
@@ -50,9 +53,11 @@ def write_model_files(
         WEIGHTS_INDEX: _as_json(plan.index()),
     }
     for name in files_like(source, (GENERATION_CONFIG, *CARRIED_PATTERNS)):
-        written[name] = disk.read_whole(file_in(source, name), _FILE_LIMIT)
+        written[name] = disk.read_whole(file_in(source, name), FILE_LIMIT)
+    if chat_template is not None:
+        written[CHAT_TEMPLATE] = chat_template
     own = file_in(source, README)
-    text = disk.read_whole(own, _FILE_LIMIT).decode("utf-8", "replace") if own.is_file() else ""
+    text = disk.read_whole(own, FILE_LIMIT).decode("utf-8", "replace") if own.is_file() else ""
     written[README] = with_note(text, readme_note).encode()
     for name, content in written.items():
         path = folder / name

@@ -23,9 +23,9 @@ from checkpoint.source import SourceFolder
 from checkpoint.tensors import Catalog
 from checkpoint.tokenizer_files import check_tokenizer
 from configs.errors import ArchitectureError, DiskError, SourceError
-from configs.quantization import ConvertTable
+from configs.resolve import Resolved
 from convert.destination import Destination, publish, staged
-from convert.model_files import write_model_files
+from convert.model_files import FILE_LIMIT, write_model_files
 from convert.plan import Plan
 from convert.planner import make_plan
 from convert.receipt import FILE, make_receipt, readme_note
@@ -45,6 +45,7 @@ class Prepared:
         plan: The plan.
         config: config.json to be written.
         dtype: What floating parameters are cast to, if anything.
+        chat_template: A template that replaces the source's own.
         warnings: What the user should know.
     """
 
@@ -53,16 +54,19 @@ class Prepared:
     plan: Plan
     config: dict[str, Any]
     dtype: str | None
+    chat_template: bytes | None
     warnings: tuple[str, ...]
 
 
-def prepare(source: SourceFolder, table: ConvertTable) -> Prepared:
+def prepare(source: SourceFolder, options: Resolved) -> Prepared:
     """Read what the source says of itself and plan the conversion.
 
     Raises:
         SourceError: the source is damaged, incomplete or not one that can be converted.
         UsageError: the options don't fit it.
     """
+    table, template = options.convert, options.tokenizer.chat_template
+    chat_template = disk.read_whole(template, FILE_LIMIT) if template else None
     if is_staging(source.path):
         raise SourceError(source.path, "is a conversion that was never finished", "run it again")
     config = read_model_config(source.path)
@@ -76,13 +80,13 @@ def prepare(source: SourceFolder, table: ConvertTable) -> Prepared:
     plan, written_config = make_plan(model_map, table)
     if dtype is not None:
         written_config |= {"torch_dtype": dtype, "dtype": dtype}
-    return Prepared(source, model_map, plan, written_config, dtype, catalog.warnings)
+    warnings = (*catalog.warnings, *plan.warnings)
+    return Prepared(source, model_map, plan, written_config, dtype, chat_template, warnings)
 
 
 def convert(
     prepared: Prepared,
-    given: str,
-    table: ConvertTable,
+    options: Resolved,
     destination: Destination,
     progress: Callable[[int], AbstractContextManager[Progress]],
 ) -> dict[str, Any]:
@@ -90,8 +94,7 @@ def convert(
 
     Args:
         prepared: What `prepare` gave.
-        given: The source as the user named it.
-        table: The options in force.
+        options: The options in force.
         destination: Where the result goes.
         progress: Given the total bytes, a context whose value is told of every block.
 
@@ -104,7 +107,8 @@ def convert(
         VerifyError: what was written does not read back.
     """
     started = time.perf_counter()
-    plan = prepared.plan
+    plan, table = prepared.plan, options.convert
+    given = options.model.source or str(prepared.source.path)
     check_free_space(destination.path.parent, plan.disk_bytes)
     with staged(destination) as folder:
         with progress(plan.tensor_bytes) as tell:
@@ -115,6 +119,7 @@ def convert(
             plan,
             prepared.config,
             readme_note(given, plan, table),
+            prepared.chat_template,
         )
         receipt = make_receipt(
             given=given,

@@ -131,11 +131,13 @@ class Plan:
         parameters: Every parameter in the model's order.
         shards: The files they go to.
         expected_peak_bytes: An upper estimate of the process's peak resident memory.
+        warnings: What the user may not expect, one line each.
     """
 
     parameters: tuple[Parameter, ...]
     shards: tuple[Shard, ...]
     expected_peak_bytes: int
+    warnings: tuple[str, ...] = ()
 
     @property
     def tensor_bytes(self) -> int:

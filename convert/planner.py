@@ -7,6 +7,7 @@ that names, shapes and the choice of layers are theirs. Reads no tensor data.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -48,18 +49,17 @@ def make_plan(model_map: ModelMap, table: ConvertTable) -> tuple[Plan, dict[str,
         UsageError: a layer rule matches no module, or asks for groups that don't divide.
     """
     config = dict(model_map.config)
-    chosen: dict[str, Quantization] = {}
-    kept: dict[str, str] = {}
+    choice = _Choice()
     if table.quantize:
         default = Quantization(table.bits, table.group_size, table.mode)
-        chosen, kept = _quantize(model_map.model, default, table)
+        choice = _quantize(model_map.model, default, table)
         config["quantization"] = default.as_config() | {
-            path: own.as_config() for path, own in chosen.items() if own != default
+            path: own.as_config() for path, own in choice.packed.items() if own != default
         }
         config["quantization_config"] = config["quantization"]
     made = dict(tree_flatten(model_map.model.parameters()))
     parameters = tuple(
-        _parameter(name, recipe, made, chosen, kept) for name, recipe in model_map.recipes.items()
+        _parameter(name, recipe, made, choice) for name, recipe in model_map.recipes.items()
     )
     peak = (
         _BASE_BYTES
@@ -67,22 +67,31 @@ def make_plan(model_map: ModelMap, table: ConvertTable) -> tuple[Plan, dict[str,
         + BLOCK_BYTES * _BLOCK_COPIES
         + max(parameter.resident_bytes for parameter in parameters)
     )
-    return Plan(parameters, lay_out(parameters, table.max_shard_size), peak), config
+    warnings = tuple(f"{path} is not quantized: {choice.kept[path]}" for path in choice.undivided)
+    return Plan(parameters, lay_out(parameters, table.max_shard_size), peak, warnings), config
 
 
-def _quantize(
-    model: Any, default: Quantization, table: ConvertTable
-) -> tuple[dict[str, Quantization], dict[str, str]]:
-    """Quantize the placeholders.
+@dataclass(frozen=True)
+class _Choice:
+    """What becomes of the modules, by path.
 
-    Returns:
-        How each quantized module is packed, and why each other one is kept.
+    Attributes:
+        packed: How each quantized one is packed.
+        kept: Why each other one is kept.
+        undivided: Those kept because their columns don't divide into groups.
     """
+
+    packed: dict[str, Quantization] = field(default_factory=dict)
+    kept: dict[str, str] = field(default_factory=dict)
+    undivided: list[str] = field(default_factory=list)
+
+
+def _quantize(model: Any, default: Quantization, table: ConvertTable) -> _Choice:
+    """Quantize the placeholders and tell what was chosen."""
     own: Callable[[str, nn.Module], bool | dict[str, Any]] | None = getattr(
         model, "quant_predicate", None
     )
-    chosen: dict[str, Quantization] = {}
-    kept: dict[str, str] = {}
+    choice = _Choice()
     unmatched = {rule.pattern for rule in table.layers}
 
     def choose(path: str, module: nn.Module) -> bool | dict[str, Any]:
@@ -94,17 +103,18 @@ def _quantize(
         )
         rule = table.rule_for(path)
         if rule is not None and rule.keep:
-            kept[path] = "kept by a rule of [[convert.layers]]"
+            choice.kept[path] = "kept by a rule of [[convert.layers]]"
             return False
         if rule is not None:
             wanted = Quantization(rule.bits, rule.group_size, rule.mode)
         elif columns % default.group_size:
-            kept[path] = f"{columns} columns aren't a multiple of {default.group_size}"
+            choice.kept[path] = f"{columns} columns aren't a multiple of {default.group_size}"
+            choice.undivided.append(path)
             return False
         else:
             decided = own(path, module) if own is not None else True
             if not decided:
-                kept[path] = "kept by the architecture"
+                choice.kept[path] = "kept by the architecture"
                 return False
             wanted = _own_choice(decided) if isinstance(decided, dict) else default
         if columns % wanted.group_size:
@@ -112,7 +122,7 @@ def _quantize(
                 "convert.layers",
                 f"{path} has {columns} columns, which groups of {wanted.group_size} don't divide",
             )
-        chosen[path] = wanted
+        choice.packed[path] = wanted
         return wanted.as_config()
 
     nn.quantize(model, default.group_size, default.bits, mode=default.mode, class_predicate=choose)
@@ -120,13 +130,13 @@ def _quantize(
         raise UsageError(
             "convert.layers", f"no layer matches {', '.join(map(repr, sorted(unmatched)))}"
         )
-    if not chosen:
+    if not choice.packed:
         raise UsageError(
             "--quantize",
             f"no layer of {model.model_type} can be quantized in groups of {default.group_size}",
             "use a smaller --group-size",
         )
-    return chosen, kept
+    return choice
 
 
 def _own_choice(decided: dict[str, Any]) -> Quantization:
@@ -143,11 +153,10 @@ def _parameter(
     name: str,
     recipe: Recipe,
     made: dict[str, mx.array],
-    chosen: dict[str, Quantization],
-    kept: dict[str, str],
+    choice: _Choice,
 ) -> Parameter:
     module, _, leaf = name.rpartition(".")
-    quantization = chosen.get(module) if leaf == "weight" else None
+    quantization = choice.packed.get(module) if leaf == "weight" else None
     names = [name]
     operation: Operation = "copy" if isinstance(recipe, Copy) else "cast"
     if quantization is not None:
@@ -170,7 +179,7 @@ def _parameter(
         outputs=outputs,
         sources=tuple(ref.name for ref in recipe.sources()),
         resident_bytes=recipe.resident_bytes,
-        note=kept.get(module, "") if leaf == "weight" else "",
+        note=choice.kept.get(module, "") if leaf == "weight" else "",
     )
 
 

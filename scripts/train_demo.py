@@ -54,7 +54,7 @@ class Recipe:
 
     Attributes:
         steps: Optimizer steps.
-        batch_tokens: Tokens of a batch, padding included.
+        batch_tokens: Tokens of a batch, with padding.
         matrix_rate: Peak learning rate of Muon, for the layers' matrices.
         other_rate: Peak learning rate of AdamW, for embeddings and norms.
         weight_decay: Of the layers' matrices.
@@ -190,7 +190,7 @@ def optimizers(model: Qwen3ForCausalLM, recipe: Recipe) -> list[torch.optim.Opti
     """Muon for the layers' matrices, AdamW for the rest."""
     named = list(model.named_parameters())
     matrices = [p for name, p in named if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in named if p.ndim < 2 or "embed" in name]
+    others = [p for name, p in named if p.ndim == 1 or "embed" in name]
     return [
         Muon(matrices, recipe.matrix_rate, recipe.weight_decay),
         torch.optim.AdamW(others, recipe.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
@@ -259,6 +259,12 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Pa
     output.mkdir(parents=True, exist_ok=True)
     for stale in output.glob("model*.safetensors*"):
         stale.unlink()
+    # A model this small rambles at the usual temperatures; prose ends with END_OF_TEXT.
+    model.generation_config.update(
+        do_sample=True,
+        temperature=0.2,
+        eos_token_id=tokenizer.convert_tokens_to_ids([END, END_OF_TEXT]),
+    )
     model.save_pretrained(output, max_shard_size="2MB")
     tokenizer.save_pretrained(output)
     shutil.copyfile(FOLDER / "MODEL_CARD.md", output / "README.md")
@@ -268,7 +274,7 @@ def main() -> None:
     """Trains, saves and measures."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--steps", type=int, default=1000, help="default: 1000")
+    parser.add_argument("--steps", type=int, default=900, help="default: 900")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
 

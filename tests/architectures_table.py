@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 VOCAB = 320  # as many as the tokenizer of tests/factories_models.py has ids
@@ -104,11 +103,6 @@ def logits(model: Any, ids: list[int]) -> Any:
 def sample_ids(seed: int = 7) -> list[int]:
     chosen = random.Random(seed)
     return [chosen.randrange(3, VOCAB) for _ in range(POSITIONS)]
-
-
-def save(model: Any, folder: Path) -> None:
-    """As transformers saves it: several shards and an index."""
-    model.save_pretrained(folder, max_shard_size="100KB")
 
 
 UNTIED = {"tie_word_embeddings": False}

@@ -99,11 +99,9 @@ def _explicit_part(
     if row is None:
         row = Architecture()
         notes.append(f"{model_type!r} was not reviewed: only general rules were applied")
-    classes = mlx_lm_models.load_classes(module)
-    fields = _fields(classes)
+    fields = _fields(mlx_lm_models.load_classes(module))
     _refuse_unhonoured(meaning, fields, row, module, shapes, notes)
     written = _written(source, meaning, fields, row, notes)
-    _refuse_nulls(written, classes)
     _limit_to_window(written, meaning, fields, row, module, notes)
     return written
 
@@ -192,15 +190,6 @@ def _written(
     if (dtype := values.get("dtype")) is not None:
         written["dtype"] = written["torch_dtype"] = dtype
     return written
-
-
-def _refuse_nulls(written: Mapping[str, Any], classes: mlx_lm_models.ArchitectureClasses) -> None:
-    """Refuse a null (mostly for "none of it") where mlx-lm's code counts on a value."""
-    for field in dataclasses.fields(classes.args):
-        takes_null = field.default is None or "None" in str(field.type) or field.type is Any
-        if field.name in written and written[field.name] is None and not takes_null:
-            if "Optional" not in str(field.type):
-                raise _unhonoured(classes.name, field.name, None)
 
 
 def _derived(meaning: Meaning) -> dict[str, Any]:

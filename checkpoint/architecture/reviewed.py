@@ -134,11 +134,14 @@ def mamba_and_attention(values: Values) -> list[str]:
     return [old.get(kind, kind) for kind in values["layer_types"]]
 
 
-def yarn_at_least(values: Values) -> dict[str, Any]:
+def yarn_at_least(values: Values) -> dict[str, Any] | None:
     """Plain RoPE as YaRN with a factor of 1, for code that knows no other."""
-    plain = {**values["rope_parameters"], "rope_type": "yarn", "type": "yarn", "factor": 1.0}
-    plain["original_max_position_embeddings"] = values["max_position_embeddings"]
-    return rope.scaling(values["rope_parameters"], values, []) or plain
+    told = values["rope_parameters"]
+    if told["rope_type"] == "default":
+        context = values["max_position_embeddings"]
+        told = {**told, "rope_type": "yarn", "factor": 1.0}
+        told["original_max_position_embeddings"] = context
+    return rope.scaling(told, values, [])
 
 
 def irrelevant(_: Values) -> bool:
@@ -199,7 +202,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     # its mscale needs a rope_scaling even where nothing is scaled
     "deepseek_v2": Architecture(
         {**_MLA, "norm_topk_prob": (False,)},
-        renamed={"rope_scaling": yarn_at_least},
+        renamed={"rope_scaling": yarn_at_least, "rope_parameters": yarn_at_least},
         unread=frozenset({"num_key_value_heads"}),
     ),
     "deepseek_v3": Architecture(
@@ -219,7 +222,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         unread=frozenset({"mamba_expand", "mamba_use_mlp", "mlp_expansion_factor"}),
     ),
     "gemma": _exact_gelu("hidden_act"),
-    "gemma2": _tanh_gelu("hidden_activation"),
+    "gemma2": _tanh_gelu(
+        "hidden_activation",
+        attn_logit_softcapping=lambda v: v["attn_logit_softcapping"] is not None,
+        final_logit_softcapping=lambda v: v["final_logit_softcapping"] is not None,
+    ),
     "gemma3_text": Architecture(
         {"hidden_activation": TANH_GELU},
         near={"hidden_activation": EXACT_GELU},

@@ -179,12 +179,15 @@ def written_keys(
     parameters = values["rope_parameters"]
     nested = by_layer_type(parameters)
     main = parameters if not nested else nested.get("full_attention") or next(iter(nested.values()))
+    scaled = scaling(main, values, notes)
+    if scaled is not None:  # transformers prefers rope_scaling: both say the same
+        parameters = {**parameters, "full_attention": scaled} if nested else scaled
     keys: dict[str, Any] = {"rope_parameters": parameters, "rope_theta": main["rope_theta"]}
     partial = main.get("partial_rotary_factor")
     if partial is not None or "partial_rotary_factor" in fields:
         keys["partial_rotary_factor"] = 1.0 if partial is None else partial
     if not nested or "rope_scaling" in fields:
-        keys["rope_scaling"] = scaling(main, values, notes)
+        keys["rope_scaling"] = scaled
     if local := nested.get("sliding_attention"):
         keys["rope_local_base_freq"] = local["rope_theta"]
     if "rotary_pct" in fields:
@@ -231,7 +234,8 @@ def _mscales(rope: Mapping[str, Any], factor: float) -> dict[str, float]:
     if factor <= 1:
         return {"mscale": 1.0, "mscale_all_dim": all_dim}
     scale = yarn_scale(rope, factor) * _grown(factor, all_dim)
-    return {"mscale": (scale - 1) / (0.1 * math.log(factor)), "mscale_all_dim": all_dim}
+    weight = round((scale - 1) / (0.1 * math.log(factor)), 12)
+    return {"mscale": weight, "mscale_all_dim": all_dim}
 
 
 def head_dimensions(values: Mapping[str, Any]) -> int:

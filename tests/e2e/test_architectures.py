@@ -20,9 +20,7 @@ from mlx_lm.models.cache import make_prompt_cache
 
 from checkpoint.architecture import explicit
 from checkpoint.architecture.config_values import untagged
-from checkpoint.architecture.meaning import Meaning
 from checkpoint.architecture.rotations import tune_rotations
-from checkpoint.architecture.transformers_config import describe
 from convert.cli import main
 from tests.architectures_table import (
     ROPE,
@@ -32,25 +30,18 @@ from tests.architectures_table import (
     logits,
     longrope,
     sample_ids,
-    save,
 )
 from tests.factories_models import write_tokenizer
+from tests.meaning_in_process import meaning_in_process
 
 TOLERANCE = 1e-3  # of the largest logit
 IDS = sample_ids()
 CACHED = 25  # positions read at once before the rest is read one by one
 
 
-def meaning_here(config: dict[str, Any]) -> Meaning | None:
-    """What the child process answers, without the seconds that it takes to start."""
-    answer = json.loads(json.dumps(describe(json.loads(json.dumps(config))), default=str))
-    text = Meaning(**answer["text"]) if answer["text"] else None
-    return Meaning(answer["values"], answer["defaults"], answer["aliases"], text)
-
-
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(explicit, "transformers_meaning", meaning_here)
+    monkeypatch.setattr(explicit, "transformers_meaning", meaning_in_process)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     with mx.stream(mx.cpu):
@@ -64,8 +55,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def saved(model: Any, folder: Path, tokenizer: dict[str, bytes]) -> Path:
-    save(model, folder)
+def saved(model: Any, folder: Path, tokenizer: dict[str, bytes], **how: Any) -> Path:
+    """As transformers saves it, in several shards, with a tokenizer beside."""
+    model.save_pretrained(folder, max_shard_size="100KB", **how)
     for name, content in tokenizer.items():
         (folder / name).write_bytes(content)
     return folder
@@ -126,6 +118,16 @@ def test_tuned_rotations_are_exact(name: str, tmp_path: Path, tokenizer: dict[st
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     tune_rotations(model, config, len(IDS))
     assert error(model(mx.array([IDS]))[0], expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["qwen3-moe", "mixtral", "gpt-oss"])
+def test_experts_saved_as_transformers_holds_them(
+    name: str, tmp_path: Path, tokenizer: dict[str, bytes]
+) -> None:
+    original = TABLE[name].build()
+    source = saved(original, tmp_path / "source", tokenizer, save_original_format=False)
+    model = converted(source, tmp_path / "out")
+    assert error(model(mx.array([IDS]))[0], logits(original, IDS)) < TOLERANCE
 
 
 def test_stock_mlx_lm_misreads_the_source(tmp_path: Path, tokenizer: dict[str, bytes]) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx_lm
@@ -13,7 +11,6 @@ import mlx_lm.utils
 import pytest
 from mlx_lm.generate import generate_step
 
-from checkpoint.architecture import explicit
 from convert.cli import main
 from tests.factories_models import tiny_model
 
@@ -25,20 +22,6 @@ OPTIONS = [("llama", *how) for how in AFFINE + MODES] + [
     for kind in ("qwen2", "qwen3_moe")
     for how in [(2, 64, "affine"), (4, 64, "affine"), (8, 32, "affine"), *MODES]
 ]
-
-
-@pytest.fixture(autouse=True)
-def one_child_a_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers takes seconds to start; what it says of the same config is kept."""
-    monkeypatch.setattr(explicit, "transformers_meaning", _kept)
-
-
-_meaning = explicit.transformers_meaning
-_by_text = cache(lambda text: _meaning(json.loads(text)))
-
-
-def _kept(config: dict[str, Any]) -> Any:
-    return _by_text(json.dumps(config, sort_keys=True))
 
 
 @pytest.fixture(scope="module")
