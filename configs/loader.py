@@ -125,7 +125,7 @@ def _read_text(path: Path) -> str:
     if data.startswith(b"\xef\xbb\xbf"):
         raise ConfigError(f"{path}:1", "a byte order mark", "save it as UTF-8 without BOM")
     try:
-        return data.decode().replace("\r\n", "\n")
+        return data.decode()
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{path}:{line}", "not UTF-8", "save it as UTF-8") from error

@@ -49,7 +49,7 @@ class KeyLines:
     """The lines of a TOML text's keys.
 
     Args:
-        text: The whole text.
+        text: The whole text, which parses, or would if it were less deep.
 
     Raises:
         TooDeepError: It nests too deep to be read safely.
@@ -88,7 +88,7 @@ class KeyLines:
             self._parts.append(_key_text(token))
         elif token == "=":
             around = self._open[-1].path if self._open else self._header
-            self._value_of = self._record(around, self._parts, line)
+            self._value_of, self._parts = self._record(around, self._parts, line), []
         elif token == "[":
             self._brackets += 1
         elif token == "]" and self._parts:
@@ -118,13 +118,13 @@ class KeyLines:
         elif token == "{":
             self._lines.setdefault(value_of, line)
             self._open.append(_Open(value_of, None))
-            self._parts, self._value_of = [], None
-        elif token in "]}" and self._open:
+            self._value_of = None
+        elif token in "]}":
             self._value_of = self._open.pop().path
-        elif token == "," and self._open:
+        elif token == ",":
             around = self._open[-1]
             if around.index is None:
-                self._parts, self._value_of = [], None
+                self._value_of = None
             else:
                 around.index += 1
                 self._value_of = (*around.path, around.index)
@@ -141,7 +141,4 @@ def _key_text(token: str) -> str:
         return token
     if "\\" not in token or token.startswith("'"):
         return token[1:-1]
-    try:
-        return next(iter(tomli.loads(f"{token} = 0")))
-    except tomli.TOMLDecodeError:
-        return token
+    return next(iter(tomli.loads(f"{token} = 0")))

@@ -118,6 +118,8 @@ def _generate(args: argparse.Namespace, layers: Layers, settings: Resolved) -> i
     name, folder = _find_model(args, settings)
     session = _open(args, layers, folder)
     asked = session.tokenize(_request(args, session, text))
+    if args.verbose:
+        _describe_session(session)
     loaded = session.load(args.device, args.dtype)
 
     from inference.device import wired
@@ -136,6 +138,13 @@ def _generate(args: argparse.Namespace, layers: Layers, settings: Resolved) -> i
     if finished.error is not None:
         raise finished.error
     return 0
+
+
+def _describe_session(session: Session) -> None:
+    template = session.template
+    note(f"folder: {session.folder.path}")
+    note(f"chat template: {'none' if template is None else template.where}")
+    note(f"context: {session.context or 'not limited'}")
 
 
 def _request(args: argparse.Namespace, session: Session, text: str) -> Request:

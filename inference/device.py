@@ -103,8 +103,11 @@ def _compute_dtype(model: nn.Module) -> mx.Dtype:
 @contextmanager
 def wired(placement: Placement) -> Iterator[None]:
     """On Metal, keep the model's memory resident while it runs, and restore the limit after."""
+    if placement.device != "metal":
+        yield
+        return
     recommended = mx.device_info().get("max_recommended_working_set_size")
-    if placement.device != "metal" or recommended is None:
+    if recommended is None:
         yield
         return
     before = mx.set_wired_limit(int(recommended))

@@ -55,7 +55,8 @@ class Sampler:
         if options.temperature == 0.0:
             token = mx.argmax(logits, axis=-1, keepdims=True)
         else:
-            token = self._draw(logits / options.temperature)
+            # From the largest down, so that no temperature overflows.
+            token = self._draw((logits - mx.max(logits)) / options.temperature)
         if self._recent is not None:
             both = mx.concatenate([self._recent, token.astype(mx.uint32)])
             self._recent = both[-options.repetition_context :]

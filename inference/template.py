@@ -14,6 +14,7 @@ from traceback import extract_tb
 from typing import Any
 
 from checkpoint import disk
+from checkpoint.folder import file_in
 from checkpoint.json_file import read_json_object
 from configs.errors import TemplateError
 from inference.request import Message
@@ -40,7 +41,7 @@ class ChatTemplate:
         from inference.template_sandbox import Sandbox
 
         self.source = source
-        self._where = where
+        self.where = where
         if len(source) > _MAX_SOURCE:
             raise TemplateError(where, f"has {len(source)} characters", "no template is that long")
         self._sandbox = Sandbox()
@@ -84,13 +85,12 @@ class ChatTemplate:
             }
             for message in messages
         ]
-        text = self._run(
-            {**(variables or {}), "messages": said, "tools": None, "add_generation_prompt": True}
-        )
+        given = {"messages": said, "tools": None, "documents": None, "add_generation_prompt": True}
+        text = self._run({**(variables or {}), **given})
         segments = quoted.unquote(text)
         if segments is None:
             raise TemplateError(
-                self._where, "changes a control token that the prompt spells", "use --raw"
+                self.where, "changes a control token that the prompt spells", "use --raw"
             )
         return segments
 
@@ -105,7 +105,7 @@ class ChatTemplate:
         try:
             return self._compiled.render(variables)
         except RaisedByTemplateError as error:
-            raise TemplateError(self._where, str(error), "") from error
+            raise TemplateError(self.where, str(error), "") from error
         except CapError as error:
             mend = "the template is broken or hostile; --raw does without it"
             raise TemplateError(self._place(error), str(error), mend) from error
@@ -122,7 +122,7 @@ class ChatTemplate:
         lines = [
             frame.lineno for frame in extract_tb(error.__traceback__) if frame.filename == _FRAME
         ]
-        return f"{self._where}:{lines[-1]}" if lines else str(self._where)
+        return f"{self.where}:{lines[-1]}" if lines else str(self.where)
 
 
 def find_template(folder: Path, given: Path | None = None) -> ChatTemplate | None:
@@ -133,11 +133,11 @@ def find_template(folder: Path, given: Path | None = None) -> ChatTemplate | Non
     """
     if given is not None:
         return ChatTemplate(_read(given), given)
-    path = folder / "chat_template.jinja"
+    path = file_in(folder, "chat_template.jinja")
     if path.is_file():
         return ChatTemplate(_read(path), path)
     for name in ("chat_template.json", "tokenizer_config.json"):
-        path = folder / name
+        path = file_in(folder, name)
         if not path.is_file():
             continue
         source = _named(read_json_object(path, TemplateError).get("chat_template"), path)

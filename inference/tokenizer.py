@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from checkpoint.folder import CONFIG, GENERATION_CONFIG, file_in
 from checkpoint.json_file import read_json_object
 from checkpoint.tokenizer_files import check_tokenizer
 from configs.errors import ConfigError, ModelConfigError, RequestError, TokenizerError
@@ -140,8 +141,8 @@ def load_tokenizer(
         TokenizerError: It is missing or invalid.
         ConfigError: One of `eos_tokens` is not a token.
     """
-    path = folder / "tokenizer.json"
-    settings = _optional(folder / "tokenizer_config.json", TokenizerError)
+    path = file_in(folder, "tokenizer.json")
+    settings = _optional(folder, "tokenizer_config.json", TokenizerError)
     backend = _read_backend(path) if path.is_file() else _convert_backend(folder)
     eos = _eos_ids(folder, config, settings, backend)
     for text in eos_tokens:
@@ -201,12 +202,12 @@ def _convert_backend(folder: Path) -> Backend:
 def _eos_ids(
     folder: Path, config: Mapping[str, Any], settings: Mapping[str, Any], backend: Backend
 ) -> set[int]:
-    generation = _optional(folder / "generation_config.json", ModelConfigError)
+    generation = _optional(folder, GENERATION_CONFIG, ModelConfigError)
     text_config = config.get("text_config")
     sources: list[tuple[str, Mapping[str, Any]]] = [
-        ("generation_config.json", generation),
-        ("config.json", config),
-        ("config.json", text_config if isinstance(text_config, dict) else {}),
+        (GENERATION_CONFIG, generation),
+        (CONFIG, config),
+        (CONFIG, text_config if isinstance(text_config, dict) else {}),
     ]
     found: set[int] = set()
     for name, source in sources:
@@ -231,7 +232,10 @@ def _token_text(value: object) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _optional(path: Path, error: type[TokenizerError] | type[ModelConfigError]) -> dict[str, Any]:
+def _optional(
+    folder: Path, name: str, error: type[TokenizerError] | type[ModelConfigError]
+) -> dict[str, Any]:
+    path = file_in(folder, name)
     return read_json_object(path, error) if path.is_file() else {}
 
 

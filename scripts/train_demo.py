@@ -32,7 +32,7 @@ from demo_corpus.samples import END, END_OF_TEXT, START, Samples
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import Parameter
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 VOCABULARY = 2560
 CONTEXT = 1024
@@ -101,7 +101,7 @@ def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 of whose rows all of MLX's group sizes are divisors."""
+    """A Qwen3 whose rows all of MLX's group sizes divide."""
     return Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=VOCABULARY,
@@ -207,8 +207,7 @@ def train(model: Qwen3ForCausalLM, samples: Samples, recipe: Recipe, seed: int) 
     steppers = optimizers(model, recipe)
     schedulers = [torch.optim.lr_scheduler.LambdaLR(stepper, rate) for stepper in steppers]
     rng = random.Random(seed)
-    started = time.monotonic()
-    losses = []
+    started, losses = time.monotonic(), []
     batches = itertools.islice(samples.batches(), recipe.steps)
     for step, (ids, weights) in enumerate(batches, start=1):
         rounding = step > recipe.rounding_from * recipe.steps
@@ -229,8 +228,7 @@ def train(model: Qwen3ForCausalLM, samples: Samples, recipe: Recipe, seed: int) 
         model.zero_grad()
         losses.append(loss.item())
         if step % 25 == 0:
-            minutes = (time.monotonic() - started) / 60
-            mean = sum(losses[-25:]) / 25
+            mean, minutes = sum(losses[-25:]) / 25, (time.monotonic() - started) / 60
             print(f"step {step} of {recipe.steps}: loss {mean:.4f}, {minutes:.1f} min", flush=True)
 
 
@@ -259,11 +257,10 @@ def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Pa
     output.mkdir(parents=True, exist_ok=True)
     for stale in output.glob("model*.safetensors*"):
         stale.unlink()
-    # A model this small rambles at the usual temperatures; prose ends with END_OF_TEXT.
-    model.generation_config.update(
-        do_sample=True,
-        temperature=0.2,
-        eos_token_id=tokenizer.convert_tokens_to_ids([END, END_OF_TEXT]),
+    ends = tokenizer.convert_tokens_to_ids([END, END_OF_TEXT])  # of an answer, of prose
+    # A model this small rambles at the usual temperatures.
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.2, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
     model.save_pretrained(output, max_shard_size="2MB")
     tokenizer.save_pretrained(output)

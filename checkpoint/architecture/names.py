@@ -34,9 +34,13 @@ LEFT_OUT: Mapping[str, str] = {
     ),
 }
 
+_SPARSE = (r"\.mlp\.(experts|gate|e_score_correction_bias)\b", r".block_sparse_moe.\1")
 RENAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
     "gpt2": ((r"^transformer\.", ""),),
+    "granitemoe": ((r"\.router\.weight$", ".router.layer.weight"),),
     "llama4_text": ((r"^lm_head\.", "output."),),
+    "minimax_m2": (_SPARSE,),
+    "mixtral": (_SPARSE,),
     "nanochat": (
         (r"^model\.embed_tokens\.", "transformer.wte."),
         (r"^model\.layers\.", "transformer.h."),
@@ -45,10 +49,8 @@ RENAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
         (r"\.mlp\.fc1\.", ".mlp.c_fc."),
         (r"\.mlp\.fc2\.", ".mlp.c_proj."),
     ),
+    "phimoe": ((r"\.mlp\.router\.", ".mlp.gate."), _SPARSE),
 }
-# Where an architecture of mlx-lm keeps the stacked experts of transformers' `….mlp.experts`.
-EXPERT_STACKS: Mapping[str, str] = {"mixtral": "block_sparse_moe.switch_mlp"}
-
 TIED_PAIR = ("model.embed_tokens.weight", "lm_head.weight")
 TIED_PAIRS: Mapping[str, tuple[str, str]] = {
     "gpt_neox": ("gpt_neox.embed_in.weight", "embed_out.weight"),
@@ -101,17 +103,14 @@ def _reason(name: str, table: Mapping[str, str]) -> str | None:
 
 def _unfused(model_type: str, name: str, weight: mx.array) -> Weights:
     """Experts that transformers saved as it holds them, in one tensor for a layer."""
-    if not name.endswith(("experts.gate_up_proj", "experts.down_proj")) or weight.ndim != 3:
+    block, _, kind = name.rpartition(".experts.")
+    if kind not in ("gate_up_proj", "down_proj") or weight.ndim != 3:
         return {name: weight}
     if model_type == "gpt_oss":  # held as (experts, in, out); sanitize parts gates from ups
         return {f"{name}.weight": weight.swapaxes(-1, -2)}
-    if not re.search(r"\.mlp\.experts\.\w+$", name):
-        return {name: weight}
-    layer, _, kind = name.partition(".mlp.experts.")
-    stack = f"{layer}.{EXPERT_STACKS.get(model_type, 'mlp.switch_mlp')}"
+    stack, half = f"{block}.switch_mlp", weight.shape[1] // 2
     if kind == "down_proj":
         return {f"{stack}.down_proj.weight": weight}
-    half = weight.shape[1] // 2
     return {
         f"{stack}.gate_proj.weight": weight[:, :half],
         f"{stack}.up_proj.weight": weight[:, half:],

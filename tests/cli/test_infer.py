@@ -184,6 +184,15 @@ def test_statistics_go_to_stderr(folder: Path, capfd: pytest.CaptureFixture[str]
         assert part in err
 
 
+def test_verbose_says_where_things_come_from(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert infer("--model", folder, *ASK, "--verbose") == 0
+    err = capfd.readouterr().err
+    for part in (f"folder: {folder}", "tokenizer_config.json", "context: 256"):
+        assert part in err
+
+
 def test_settings_come_in_their_order(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = write_mlx(tmp_path / "model")
     (folder / "generation_config.json").write_text('{"temperature": 0.11, "top_k": 12}')

@@ -120,7 +120,13 @@ def test_tuned_rotations_are_exact(name: str, tmp_path: Path, tokenizer: dict[st
     assert error(model(mx.array([IDS]))[0], expected) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["qwen3-moe", "mixtral", "gpt-oss"])
+HELD = (
+    "afmoe deepseek-v3 dots1 glm4-moe gpt-oss granite-moe laguna lfm2-moe minimax-m2 mixtral olmoe "
+    "phimoe qwen2-moe qwen3-moe qwen3-next"
+)
+
+
+@pytest.mark.parametrize("name", HELD.split())
 def test_experts_saved_as_transformers_holds_them(
     name: str, tmp_path: Path, tokenizer: dict[str, bytes]
 ) -> None:

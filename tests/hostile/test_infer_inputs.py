@@ -62,6 +62,20 @@ def test_a_tokenizer_that_is_missing_or_invalid(
     assert str(path) in error_line(capfd)
 
 
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"]
+)
+def test_a_link_that_leaves_the_folder(
+    tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_mlx(tmp_path / "model")
+    (folder / "generation_config.json").write_text("{}")
+    (folder / name).rename(tmp_path / name)
+    (folder / name).symlink_to(tmp_path / name)
+    assert infer("--model", folder, "--prompt", "hi") == 1
+    assert "leaves the folder" in error_line(capfd)
+
+
 # 26, 27: a panic inside the tokenizers library, here from a regex without end.
 
 

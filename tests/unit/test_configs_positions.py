@@ -173,8 +173,3 @@ def test_the_keys_found_are_those_that_the_parser_finds(text: str) -> None:
         if isinstance(last, str):
             spellings = (last, escaped(last)[1:-1])
             assert any(spelling in split[lines[path] - 1] for spelling in spellings)
-
-
-@given(st.text(st.sampled_from("ab=.,[]{}\"'#\\\n \ud800")))
-def test_text_that_is_no_toml_does_no_harm(text: str) -> None:
-    KeyLines(text)

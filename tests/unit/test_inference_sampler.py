@@ -37,6 +37,7 @@ def draw(count: int, logits: mx.array = LOGITS, **options: Any) -> list[int]:
         ({"top_k": 3, "top_p": 0.7}, {1, 2}),  # 0.4 and 0.25 are 0.76 of what top-k left
         ({"temperature": 0.5, "top_p": 0.7}, {1, 2}),
         ({"temperature": 100.0, "top_p": 0.15}, {1}),
+        ({"temperature": 1e-38}, {1}),
     ],
 )
 def test_filters_keep_the_right_tokens(options: dict[str, Any], kept: set[int]) -> None:
