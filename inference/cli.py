@@ -18,6 +18,7 @@ from configs.errors import RequestError, SourceError, UsageError
 
 if TYPE_CHECKING:
     from configs.resolve import Layers, Resolved
+    from inference.load import LoadedModel
     from inference.request import Request
     from inference.session import Session
 
@@ -120,9 +121,9 @@ def _generate(args: argparse.Namespace, layers: Layers, settings: Resolved) -> i
     asked = session.tokenize(_request(args, session, text))
     if args.verbose:
         _describe_session(session)
-    loaded = session.load(args.device, args.dtype)
+    loaded = _load(args, session)
 
-    from inference.device import wired
+    from inference.device import allocating, wired
     from inference.render import choose
     from inference.session import describe_run
     from inference.statistics import describe
@@ -130,7 +131,7 @@ def _generate(args: argparse.Namespace, layers: Layers, settings: Resolved) -> i
 
     about = describe_run(name, loaded)
     render = choose(stream=args.stream, as_json=args.json)
-    with wired(loaded.placement):
+    with wired(loaded.placement), allocating():
         finished = render(session.engine(loaded).run([asked]), Output.stdout(), about)
     if not args.quiet:
         sampling = asked.options.sampling
@@ -163,15 +164,15 @@ def _score(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     name, folder = _find_model(args, settings)
     session = _open(args, layers, folder, need_tokenizer=False)
     session.check_ids(ids)
-    loaded = session.load(args.device, args.dtype)
+    loaded = _load(args, session)
 
-    from inference.device import wired
+    from inference.device import allocating, wired
     from inference.report import fields, table
     from inference.session import describe_run
     from inference.terminal import Output
 
     about = describe_run(name, loaded)
-    with wired(loaded.placement):
+    with wired(loaded.placement), allocating():
         score = session.score(loaded, ids)
     output = Output.stdout()
     if args.json:
@@ -194,6 +195,13 @@ def _open(
         for warning in session.folder.catalog.warnings:
             warn(warning)
     return session
+
+
+def _load(args: argparse.Namespace, session: Session) -> LoadedModel:
+    loaded = session.load(args.device, args.dtype)
+    if loaded.placement.slow and not args.quiet:
+        warn(f"--dtype {args.dtype}: the CPU computes many times faster in float32")
+    return loaded
 
 
 def _find_model(args: argparse.Namespace, settings: Resolved) -> tuple[str, Path]:

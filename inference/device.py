@@ -20,7 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
-from configs.errors import UsageError
+from configs.errors import GenerationError, UsageError
 
 _DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
 
@@ -31,6 +31,11 @@ class Placement:
 
     device: str
     dtype: str | None
+
+    @property
+    def slow(self) -> bool:
+        """Whether the device has no fast matrix product of this dtype."""
+        return self.device == "cpu" and self.dtype in ("float16", "bfloat16")
 
     @property
     def fused_attention(self) -> bool:
@@ -98,6 +103,23 @@ def _compute_dtype(model: nn.Module) -> mx.Dtype:
         if mx.issubdtype(value.dtype, mx.floating):
             sizes[value.dtype] = sizes.get(value.dtype, 0) + value.size
     return max(sizes, key=lambda dtype: sizes[dtype], default=mx.float32)
+
+
+@contextmanager
+def allocating() -> Iterator[None]:
+    """Name the error when MLX finds no memory.
+
+    Raises:
+        GenerationError: In place of MLX's RuntimeError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "allocat" not in str(error) and "memory" not in str(error).lower():
+            raise
+        raise GenerationError(
+            "memory", f"there is not enough ({error})", "use fewer bits, or a smaller model"
+        ) from error
 
 
 @contextmanager

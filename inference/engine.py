@@ -20,9 +20,9 @@ from typing import Protocol, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from configs.errors import GenerationError
+from configs.errors import FerryError, GenerationError
 from inference.cache import SequenceCache
-from inference.events import Delta, Event, Finished, FinishReason, Started, Timings, Usage
+from inference.events import Delta, Event, Failed, Finished, FinishReason, Started, Timings, Usage
 from inference.request import TokenRequest
 from inference.sampler import Sampler
 
@@ -105,9 +105,9 @@ class Engine:
         events: list[Event] = self._admit()
         reading = next((row for row in self._rows if row.unread), None)
         if reading is not None:
-            self._prefill(reading)
+            events += self._work(self._prefill, reading)
         for row in [row for row in self._rows if not row.unread]:
-            events += self._decode(row)
+            events += self._work(self._decode, row)
         self._steps += 1
         if self._steps % _CLEAR_EVERY == 0:
             mx.clear_cache()
@@ -128,7 +128,15 @@ class Engine:
             events.append(Started(request.id, len(request.prompt)))
         return events
 
-    def _prefill(self, row: _Row) -> None:
+    def _work(self, task: Callable[[_Row], list[Event]], row: _Row) -> list[Event]:
+        """Do a row's work; an error ends that row alone."""
+        try:
+            return task(row)
+        except FerryError as error:
+            self._rows.remove(row)
+            return [Failed(row.request.id, error)]
+
+    def _prefill(self, row: _Row) -> list[Event]:
         """Read the next piece of a prompt; its logits are never computed."""
         count = min(row.unread, prefill_tokens(row.read, self.attention_heads))
         piece = row.request.prompt[row.read : row.read + count]
@@ -137,6 +145,7 @@ class Engine:
         row.cache.evaluate()
         mx.clear_cache()
         row.read += count
+        return []
 
     def _decode(self, row: _Row) -> list[Event]:
         """Give the device the row's next step, then look at the one before."""
@@ -180,8 +189,8 @@ class Engine:
     def _finish(
         self, row: _Row, reason: FinishReason, error: GenerationError | None = None
     ) -> list[Event]:
-        self._rows.remove(row)
         held = row.reader.flush()
+        self._rows.remove(row)
         events: list[Event] = [Delta(row.request.id, held)] if held else []
         usage = Usage(len(row.request.prompt), 0, row.produced)
         return [*events, Finished(row.request.id, reason, usage, _timings(row), error)]

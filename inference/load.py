@@ -15,7 +15,7 @@ from typing import Any
 import mlx.nn as nn
 
 from checkpoint.architecture.mlx_lm_models import load_classes
-from checkpoint.folder import is_mlx, is_staging
+from checkpoint.folder import CONFIG, is_mlx, is_staging
 from checkpoint.model_config import read_model_config
 from checkpoint.shards import read_catalog
 from checkpoint.tensors import Catalog
@@ -47,9 +47,16 @@ class ModelFolder:
         return _integer(self.config, *_CONTEXT_KEYS)
 
     @property
-    def vocabulary(self) -> int | None:
-        """Rows of the embedding, by the config."""
-        return _integer(self.config, "vocab_size", "padded_vocab_size")
+    def vocabulary(self) -> int:
+        """Rows of the embedding, by the config.
+
+        Raises:
+            ModelConfigError: It does not say.
+        """
+        found = _integer(self.config, "vocab_size", "padded_vocab_size")
+        if found is None:
+            raise ModelConfigError(self.path / CONFIG, "has no vocab_size", "download it again")
+        return found
 
     @property
     def attention_heads(self) -> int | None:
@@ -95,7 +102,7 @@ def open_folder(path: Path) -> ModelFolder:
     catalog = read_catalog(path)
     if not is_mlx(config, catalog.metadata):
         return _plain_folder(path)
-    where = path / "config.json"
+    where = path / CONFIG
     if config.get("model_file") is not None:
         raise ArchitectureError(
             where, "needs custom code (model_file), which is never run", "use another model"
@@ -124,7 +131,7 @@ def load(folder: ModelFolder, placement: Placement) -> LoadedModel:
     weights = read_weights(folder.catalog)
     if hasattr(model, "sanitize"):
         weights = model.sanitize(weights)
-    quantize_layers(model, folder.config, weights, folder.path / "config.json")
+    quantize_layers(model, folder.config, weights, folder.path / CONFIG)
     fill(model, weights, folder.path)
     weights.clear()
     model.eval()
@@ -141,7 +148,7 @@ def _build(folder: ModelFolder) -> nn.Module:
         model: nn.Module = classes.model(classes.args.from_dict(config))
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
         raise ModelConfigError(
-            folder.path / "config.json",
+            folder.path / CONFIG,
             f"does not describe a model of architecture {classes.name} ({error})",
         ) from error
     return model

@@ -21,6 +21,11 @@ def _number_between(option: str, value: float, low: float, high: float) -> None:
         raise RequestError(option, f"{value} is not between {low:g} and {high:g}")
 
 
+def random_seed() -> int:
+    """A seed for who gave none, short enough to be read and given again."""
+    return secrets.randbits(32)
+
+
 def check_text(where: str, text: str) -> str:
     """`text` itself, once it is known to be Unicode that can be written as UTF-8.
 
@@ -50,10 +55,7 @@ class Message:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the next token is drawn; the order of the filters stands in `sampler`.
-
-    `seed` None is replaced by a random one, so that every answer can be repeated.
-    """
+    """How the next token is drawn; the order of the filters stands in `sampler`."""
 
     temperature: float = 0.7
     top_p: float = 0.95
@@ -61,7 +63,7 @@ class SamplingOptions:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     repetition_context: int = 20
-    seed: int | None = None
+    seed: int = field(default_factory=random_seed)
 
     def __post_init__(self) -> None:
         _number_between("temperature", self.temperature, 0.0, 100.0)
@@ -76,9 +78,7 @@ class SamplingOptions:
             )
         if self.repetition_context < 1:
             raise RequestError("repetition_context", f"{self.repetition_context} is below 1")
-        if self.seed is None:
-            object.__setattr__(self, "seed", secrets.randbits(32))
-        elif not 0 <= self.seed < _MAX_SEED:
+        if not 0 <= self.seed < _MAX_SEED:
             raise RequestError("seed", f"{self.seed} is not between 0 and 2^64 - 1")
 
 
@@ -108,7 +108,7 @@ class GenerationOptions:
             min_p=table.min_p,
             repetition_penalty=table.repetition_penalty,
             repetition_context=table.repetition_context,
-            seed=table.seed,
+            seed=random_seed() if table.seed is None else table.seed,
         )
         return cls(sampling, table.max_tokens, table.stop)
 

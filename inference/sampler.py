@@ -75,7 +75,6 @@ class Sampler:
         return mx.random.categorical(logits[None], key=self._key())
 
     def _key(self) -> mx.array:
-        assert self._options.seed is not None  # set at construction
         text = f"{self._options.seed} {self._drawn}".encode()
         digest = hashlib.blake2b(text, digest_size=8).digest()
         return mx.array(list(memoryview(digest).cast("I")), mx.uint32)

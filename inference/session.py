@@ -72,7 +72,7 @@ class Session:
         """
         rows = self.folder.vocabulary
         for position, found in enumerate(ids, start=1):
-            if found < 0 or (rows is not None and found >= rows):
+            if not 0 <= found < rows:
                 raise RequestError(
                     "--ids-file",
                     f"token {position} is {found}, and the vocabulary has {rows} ids",
@@ -88,13 +88,14 @@ class Session:
     def load(self, device: str, dtype: str) -> LoadedModel:
         """Read the weights."""
         from inference.cache import check_kv_bits
-        from inference.device import place
+        from inference.device import allocating, place
         from inference.load import load
 
         memory = self.settings.memory
-        loaded = load(self.folder, place(device, dtype, memory.limit))
-        if memory.kv_bits is not None:
-            check_kv_bits(loaded.model, memory.kv_bits)
+        with allocating():
+            loaded = load(self.folder, place(device, dtype, memory.limit))
+            if memory.kv_bits is not None:
+                check_kv_bits(loaded.model, memory.kv_bits)
         return loaded
 
     def engine(self, loaded: LoadedModel) -> Engine:
@@ -119,7 +120,7 @@ class Session:
         return score(
             loaded.model,
             ids,
-            vocabulary=self.folder.vocabulary or max(ids) + 1,
+            vocabulary=self.folder.vocabulary,
             attention_heads=loaded.score_heads,
             kv_bits=self.settings.memory.kv_bits,
         )
@@ -144,8 +145,7 @@ def open_session(folder: Path, settings: Resolved, *, need_tokenizer: bool = Tru
     if not need_tokenizer and not has_tokenizer(folder):
         return Session(opened, settings, None, None)
     tokenizer = load_tokenizer(folder, opened.config, settings.tokenizer.eos_tokens)
-    if opened.vocabulary is not None:
-        tokenizer.check_rows(opened.vocabulary)
+    tokenizer.check_rows(opened.vocabulary)
     template = find_template(folder, settings.tokenizer.chat_template)
     return Session(opened, settings, tokenizer, template)
 

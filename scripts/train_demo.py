@@ -10,7 +10,7 @@ the same versions of torch, tokenizers and transformers, gives the same bytes.
 The later steps see weights rounded as MLX rounds them (affine, 4 bits, several group
 sizes) while the gradient goes to the unrounded ones, so that the model answers as well
 after `convert -q --bits 4`. At the end, held-out questions are counted whose whole
-greedy answer is the right one, with and without that rounding.
+greedy answer is not the right one, with and without that rounding.
 """
 
 from __future__ import annotations
@@ -274,7 +274,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900, help="default: 900")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
-
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
     recipe = Recipe(steps=args.steps)
@@ -292,9 +291,8 @@ def main() -> None:
         with rounded_weights(model, group_size):
             wrong = wrong_answers(model, samples, questions)
         form = f"at 4 bits in groups of {group_size}" if group_size else "in bfloat16"
-        right = len(questions) - len(wrong)
-        print(f"{right} of {len(questions)} held-out questions answered right {form}")
-        print("".join(f"  not: {question}\n" for question in wrong), end="")
+        print(f"{len(wrong)} of {len(questions)} held-out questions answered wrong {form}")
+        print("".join(f"  {question}\n" for question in wrong), end="")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,12 @@ LEFT_OUT: Mapping[str, str] = {
 _SPARSE = (r"\.mlp\.(experts|gate|e_score_correction_bias)\b", r".block_sparse_moe.\1")
 RENAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
     "gpt2": ((r"^transformer\.", ""),),
-    "granitemoe": ((r"\.router\.weight$", ".router.layer.weight"),),
+    "granitemoe": (
+        (r"\.router\.weight$", ".router.layer.weight"),
+        (r"\.experts\.gate_up_proj$", ".input_linear.weight"),
+        (r"\.experts\.down_proj$", ".output_linear.weight"),
+    ),
+    "laguna": ((r"\.shared_experts\.", ".shared_expert."),),
     "llama4_text": ((r"^lm_head\.", "output."),),
     "minimax_m2": (_SPARSE,),
     "mixtral": (_SPARSE,),
@@ -51,6 +56,16 @@ RENAMED: Mapping[str, tuple[tuple[str, str], ...]] = {
     ),
     "phimoe": ((r"\.mlp\.router\.", ".mlp.gate."), _SPARSE),
 }
+# Architectures whose `sanitize` stacks experts that are saved one by one, and only those; each
+# with its names for an expert's three matrices.
+_NAMED = {"gate_proj": "gate_proj", "up_proj": "up_proj", "down_proj": "down_proj"}
+_NUMBERED = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+ONE_BY_ONE: Mapping[str, Mapping[str, str]] = {
+    **dict.fromkeys(("lfm2_moe", "minimax_m2", "mixtral", "phimoe"), _NUMBERED),
+    **dict.fromkeys(("afmoe", "deepseek_v2", "deepseek_v3", "dots1", "glm4_moe", "laguna"), _NAMED),
+    **dict.fromkeys(("olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next"), _NAMED),
+}
+
 TIED_PAIR = ("model.embed_tokens.weight", "lm_head.weight")
 TIED_PAIRS: Mapping[str, tuple[str, str]] = {
     "gpt_neox": ("gpt_neox.embed_in.weight", "embed_out.weight"),
@@ -102,18 +117,22 @@ def _reason(name: str, table: Mapping[str, str]) -> str | None:
 
 
 def _unfused(model_type: str, name: str, weight: mx.array) -> Weights:
-    """Experts that transformers saved as it holds them, in one tensor for a layer."""
-    block, _, kind = name.rpartition(".experts.")
-    if kind not in ("gate_up_proj", "down_proj") or weight.ndim != 3:
+    """Experts that transformers saved as it holds them, in one tensor for a layer, one by one."""
+    experts, _, kind = name.rpartition(".")
+    if kind not in ("gate_up_proj", "down_proj") or not experts.endswith(".experts"):
         return {name: weight}
     if model_type == "gpt_oss":  # held as (experts, in, out); sanitize parts gates from ups
         return {f"{name}.weight": weight.swapaxes(-1, -2)}
-    stack, half = f"{block}.switch_mlp", weight.shape[1] // 2
-    if kind == "down_proj":
-        return {f"{stack}.down_proj.weight": weight}
+    if model_type not in ONE_BY_ONE:
+        return {name: weight}
+    parts = {"down_proj": weight}
+    if kind == "gate_up_proj":
+        half = weight.shape[1] // 2
+        parts = {"gate_proj": weight[:, :half], "up_proj": weight[:, half:]}
     return {
-        f"{stack}.gate_proj.weight": weight[:, :half],
-        f"{stack}.up_proj.weight": weight[:, half:],
+        f"{experts}.{expert}.{ONE_BY_ONE[model_type][part]}.weight": stack[expert]
+        for part, stack in parts.items()
+        for expert in range(weight.shape[0])
     }
 
 

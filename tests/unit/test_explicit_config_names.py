@@ -16,10 +16,14 @@ def test_fused_experts_are_parted() -> None:
     weights = {f"{prefix}experts.gate_up_proj": fused, f"{prefix}experts.down_proj": fused}
     adapted, dropped = adapt_weights({"model_type": "qwen3_moe"}, weights)
     assert dropped == ()
-    stack = f"{prefix}switch_mlp."
-    assert adapted[f"{stack}gate_proj.weight"].tolist() == fused[:, :3].tolist()
-    assert adapted[f"{stack}up_proj.weight"].tolist() == fused[:, 3:].tolist()
-    assert adapted[f"{stack}down_proj.weight"].tolist() == fused.tolist()
+    for expert in range(2):
+        found = {
+            part: adapted[f"{prefix}experts.{expert}.{part}_proj.weight"].tolist()
+            for part in ("gate", "up", "down")
+        }
+        whole = fused[expert].tolist()
+        assert found == {"gate": whole[:3], "up": whole[3:], "down": whole}
+    assert len(adapted) == 6
 
 
 def test_quantized_experts_of_gpt_oss_are_left_alone() -> None:

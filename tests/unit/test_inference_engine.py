@@ -7,11 +7,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from configs.errors import UsageError
+from configs.errors import GenerationError, UsageError
 from inference import engine as engine_module
 from inference.cache import SequenceCache, check_kv_bits
 from inference.engine import Engine, prefill_tokens
-from inference.events import Delta, Event, Finished, Started
+from inference.events import Delta, Event, Failed, Finished, Started
 from inference.request import GenerationOptions, SamplingOptions, TokenRequest
 from tests.factories_inference import KINDS, tiny_config, tiny_network
 from tests.factories_models import VOCABULARY
@@ -179,6 +179,20 @@ def test_other_requests_go_on_after_bad_logits() -> None:
             model.left = 1000
     ends = {event.request: event.reason for event in events if isinstance(event, Finished)}
     assert ends == {"a": "error", "b": "length"}
+
+
+def test_an_error_ends_its_request_alone() -> None:
+    model = tiny_network(tiny_config("llama"))
+    free = answers(run(model, request("b")))
+
+    class Refusing(IdReader):
+        def push(self, token: int) -> str:
+            raise GenerationError("reader", "can't go on")
+
+    engine = Engine(model, lambda r: Refusing() if r.id == "a" else IdReader(), max_rows=2)
+    events = list(engine.run([request("a"), request("b")]))
+    assert [type(event) for event in events if event.request == "a"] == [Started, Failed]
+    assert answers(events) == free
 
 
 @pytest.mark.parametrize("bits", [4, 8])

@@ -9,8 +9,15 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from configs.errors import ArchitectureError, HeaderError, ModelConfigError, SourceError, UsageError
-from inference.device import Placement, cast, parameters, place, wired
+from configs.errors import (
+    ArchitectureError,
+    GenerationError,
+    HeaderError,
+    ModelConfigError,
+    SourceError,
+    UsageError,
+)
+from inference.device import Placement, allocating, cast, parameters, place, wired
 from inference.load import LoadedModel, load, open_folder
 from tests.factories_inference import KINDS, edit_json, save, tiny_config, tiny_network, write_mlx
 
@@ -113,6 +120,13 @@ def test_wiring_memory_is_for_metal_alone() -> None:
         pass
 
 
+def test_no_memory_is_an_error_of_one_line() -> None:
+    with pytest.raises(GenerationError, match="not enough"), allocating():
+        raise RuntimeError("[metal::malloc] Attempting to allocate 99 bytes")
+    with pytest.raises(RuntimeError, match="else"), allocating():
+        raise RuntimeError("something else")
+
+
 def test_a_model_without_floats_has_a_dtype() -> None:
     assert cast(nn.Module(), CPU) == "float32"
 
@@ -122,6 +136,9 @@ def test_context_and_vocabulary_are_read_from_the_config(tmp_path: Path) -> None
     assert (folder.context, folder.vocabulary, folder.attention_heads) == (256, 320, 4)
     edit_json(tmp_path / "config.json", max_position_embeddings=None)
     assert open_folder(tmp_path).context is None
+    edit_json(tmp_path / "config.json", vocab_size=None)
+    with pytest.raises(ModelConfigError, match="vocab_size"):
+        _ = open_folder(tmp_path).vocabulary
 
 
 # What is refused.

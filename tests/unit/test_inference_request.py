@@ -48,9 +48,10 @@ def test_generation_values_out_of_range(options: dict[str, Any]) -> None:
 
 
 def test_a_seed_is_drawn_when_none_is_given() -> None:
-    seeds = {SamplingOptions().seed for _ in range(8)}
-    assert None not in seeds and len(seeds) > 1
-    assert SamplingOptions(seed=0).seed == 0
+    tables = (GenerateTable(), GenerateTable(seed=0))
+    drawn, given = ({GenerationOptions.from_table(t).sampling.seed for _ in "ab"} for t in tables)
+    assert len(drawn) == 2 and given == {0}
+    assert len({SamplingOptions().seed for _ in range(8)}) > 1
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t\u3000"])
