@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 from configs.checks import InvalidValue, dotted, nearest, shown
 from configs.errors import ConfigError
 from configs.keys import KEYS, TABLE_NAMES
-from configs.resolve import Layers
 from configs.settings import Layer, Setting, refusal
 
 if TYPE_CHECKING:
     from configs.positions import KeyLines
+    from configs.resolve import Layers
 
 LARGEST_FILE = 256 * 1024
 
@@ -39,12 +39,13 @@ def read_layers(args: Namespace) -> Layers:
     Raises:
         ConfigError: With the file and line, or the flag, that is at fault.
     """
+    toml = load_toml(args.config) if args.config is not None else {}
+    sets = read_sets(args.set)
     flags = {key: value for key, value in vars(args).items() if isinstance(value, Setting)}
-    return Layers(
-        toml=load_toml(args.config) if args.config is not None else {},
-        sets=read_sets(args.set),
-        flags=flags,
-    )
+
+    from configs.resolve import Layers  # wrong usage is told without the cost of the tables
+
+    return Layers(toml=toml, sets=sets, flags=flags)
 
 
 def shipped() -> list[str]:
