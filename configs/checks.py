@@ -135,6 +135,17 @@ def switch() -> Check:
     return Check("true or false", "", read, kind="flag")
 
 
+def off(why: str) -> Check:
+    """False alone: a switch that is known, but that we refuse to turn on."""
+
+    def read(value: object) -> object:
+        if value is True:
+            raise InvalidValue(f"true is refused: {why}", "leave it out")
+        return value if value is False else None
+
+    return Check("false", "", read, kind="flag")
+
+
 def text(takes: str, metavar: str = "TEXT", *, empty: bool = False) -> Check:
     """Text that is valid Unicode, not empty unless said so."""
 

@@ -56,7 +56,7 @@ class TokenizerTable(Table, checks=checks_of("tokenizer")):
     Args:
         eos_tokens: Tokens, as text, that end an answer, besides the model's own.
         chat_template: A jinja file to use in place of the model's own template.
-        trust_remote_code: Allow Python code from the model's folder to run.
+        trust_remote_code: Only false: Python code from a model's folder is never run.
     """
 
     eos_tokens: tuple[str, ...] = DEFAULTS["tokenizer.eos_tokens"]

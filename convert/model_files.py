@@ -6,11 +6,11 @@ Tokenizer and template files go across byte for byte; Python files never do.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 from checkpoint import disk
+from checkpoint.architecture.config_values import tagged
 from checkpoint.folder import (
     CARRIED_PATTERNS,
     CONFIG,
@@ -49,7 +49,7 @@ def write_model_files(
         The names of the files written.
     """
     written = {
-        CONFIG: _as_json(_for_the_result(config)),
+        CONFIG: _as_json(_for_the_result(config, plan)),
         WEIGHTS_INDEX: _as_json(plan.index()),
     }
     for name in files_like(source, (GENERATION_CONFIG, *CARRIED_PATTERNS)):
@@ -78,23 +78,14 @@ def with_note(readme: str, note: str) -> str:
     return "".join([*lines[:body], quoted, "\n" if lines[body:] else "", *lines[body:]])
 
 
-def _for_the_result(config: dict[str, Any]) -> dict[str, Any]:
-    return dict(sorted((k, v) for k, v in config.items() if k not in _NOT_FOR_THE_RESULT))
+def _for_the_result(config: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """The config in sorted order, without what only the source folder could honour."""
+    left_out = set(_NOT_FOR_THE_RESULT)
+    if not any("vision_tower" in parameter.name for parameter in plan.parameters):
+        left_out.add("vision_config")
+    return dict(sorted((key, value) for key, value in config.items() if key not in left_out))
 
 
 def _as_json(value: dict[str, Any]) -> bytes:
-    return (
-        json.dumps(_tagged(value), indent=4, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-    )
-
-
-def _tagged(value: Any) -> Any:
-    """Infinities as transformers writes them, so that the file stays valid JSON."""
-    if isinstance(value, float) and not math.isfinite(value):
-        name = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-        return {"__float__": name}
-    if isinstance(value, dict):
-        return {key: _tagged(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_tagged(each) for each in value]
-    return value
+    text = json.dumps(tagged(value), indent=4, ensure_ascii=False, allow_nan=False)
+    return f"{text}\n".encode()

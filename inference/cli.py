@@ -121,7 +121,7 @@ def _generate(args: argparse.Namespace, layers: Layers, settings: Resolved) -> i
     asked = session.tokenize(_request(args, session, text))
     if args.verbose:
         _describe_session(session)
-    loaded = _load(args, session)
+    loaded = _load(args, session, asked.length)
 
     from inference.device import allocating, wired
     from inference.render import choose
@@ -164,7 +164,7 @@ def _score(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     name, folder = _find_model(args, settings)
     session = _open(args, layers, folder, need_tokenizer=False)
     session.check_ids(ids)
-    loaded = _load(args, session)
+    loaded = _load(args, session, len(ids))
 
     from inference.device import allocating, wired
     from inference.report import fields, table
@@ -197,8 +197,8 @@ def _open(
     return session
 
 
-def _load(args: argparse.Namespace, session: Session) -> LoadedModel:
-    loaded = session.load(args.device, args.dtype)
+def _load(args: argparse.Namespace, session: Session, length: int) -> LoadedModel:
+    loaded = session.load(args.device, args.dtype, length)
     if loaded.placement.slow and not args.quiet:
         warn(f"--dtype {args.dtype}: the CPU computes many times faster in float32")
     return loaded

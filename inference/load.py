@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.nn as nn
 
+from checkpoint.architecture.config_values import untagged
 from checkpoint.architecture.mlx_lm_models import load_classes
 from checkpoint.folder import CONFIG, is_mlx, is_staging
 from checkpoint.model_config import read_model_config
@@ -141,7 +142,7 @@ def load(folder: ModelFolder, placement: Placement) -> LoadedModel:
 
 def _build(folder: ModelFolder) -> nn.Module:
     """The architecture with its parameters not yet computed."""
-    config = dict(folder.config)
+    config = untagged(folder.config)
     architectures = config.get("architectures") or ()
     classes = load_classes(str(config["model_type"]), tuple(map(str, architectures)))
     try:

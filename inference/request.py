@@ -141,6 +141,11 @@ class TokenRequest:
     options: GenerationOptions
     stop_ids: frozenset[int] = frozenset()
 
+    @property
+    def length(self) -> int:
+        """Most tokens of prompt and answer together."""
+        return len(self.prompt) + self.options.max_tokens
+
     def __post_init__(self) -> None:
         if not self.prompt:
             raise RequestError("--prompt", "gives no tokens")

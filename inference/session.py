@@ -85,8 +85,15 @@ class Session:
                 "score a part of it",
             )
 
-    def load(self, device: str, dtype: str) -> LoadedModel:
-        """Read the weights."""
+    def load(self, device: str, dtype: str, length: int) -> LoadedModel:
+        """Read the weights.
+
+        Args:
+            device: `auto`, `gpu` or `cpu`.
+            dtype: `auto`, or what to compute in.
+            length: Most tokens of the texts to come, for RoPE that depends on it.
+        """
+        from checkpoint.architecture.rotations import tune_rotations
         from inference.cache import check_kv_bits
         from inference.device import allocating, place
         from inference.load import load
@@ -94,6 +101,7 @@ class Session:
         memory = self.settings.memory
         with allocating():
             loaded = load(self.folder, place(device, dtype, memory.limit))
+            tune_rotations(loaded.model, self.folder.config, length)
             if memory.kv_bits is not None:
                 check_kv_bits(loaded.model, memory.kv_bits)
         return loaded

@@ -13,12 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from configs.errors import ArchitectureError
-
-from . import mlx_lm_models, rope, rotations
-from .config_values import check_dimensions, tagged, untagged
-from .meaning import Meaning, transformers_meaning
-from .reviewed import (
+from checkpoint.architecture import mlx_lm_models, rope, rotations
+from checkpoint.architecture.config_values import check_dimensions, tagged, untagged
+from checkpoint.architecture.meaning import Meaning, transformers_meaning
+from checkpoint.architecture.reviewed import (
     ARCHITECTURES,
     BOOKKEEPING,
     BUILT_IN,
@@ -27,6 +25,7 @@ from .reviewed import (
     UNJUDGED,
     Architecture,
 )
+from configs.errors import ArchitectureError
 
 WHERE = "config.json"
 LEAST_CONTEXT = 1024  # a folder limited to fewer positions than this is refused instead

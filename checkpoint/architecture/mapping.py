@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_flatten, tree_unflatten
 
+from checkpoint.architecture.config_values import untagged
 from checkpoint.architecture.explicit import make_explicit
 from checkpoint.architecture.mlx_lm_models import ArchitectureClasses, load_classes
 from checkpoint.architecture.names import adapt_weights, explain_drop
@@ -142,7 +143,7 @@ def _architectures(config: dict[str, Any]) -> tuple[str, ...]:
 def _builder(classes: ArchitectureClasses, config: dict[str, Any]) -> Callable[[], Any]:
     def build() -> Any:
         try:
-            return classes.model(classes.args.from_dict(config))
+            return classes.model(classes.args.from_dict(untagged(config)))
         except KeyError as error:
             raise ModelConfigError("config.json", f"{error} is missing") from error
         except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:

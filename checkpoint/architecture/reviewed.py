@@ -16,9 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from checkpoint.architecture import rope
 from configs.errors import ArchitectureError
-
-from . import rope
 
 Values = Mapping[str, Any]
 

@@ -12,9 +12,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from checkpoint.architecture.rope import Rotation, by_layer_type, head_dimensions, rotation
 from configs.errors import ArchitectureError
-
-from .rope import Rotation, by_layer_type, head_dimensions, rotation
 
 PROBED_POSITIONS = (1, 29, 509)
 # float32 angles at the last position are good to about 1e-4; a wrong theta is off by 0.1.

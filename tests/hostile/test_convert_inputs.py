@@ -148,6 +148,7 @@ def test_bad_checkpoints(
         (["--bts", "4"], ["--bts", "--bits"]),
         (["--set", "convert.bit=4"], ["convert.bit", "bits"]),
         (["--dry-run", "--force"], ["--force"]),
+        (["--set", "tokenizer.trust_remote_code=true"], ["trust_remote_code", "never run"]),
         (
             ["-q", "--set", 'convert.layers=[{pattern="nothing", bits=8}]'],
             ["convert.layers", "nothing"],
