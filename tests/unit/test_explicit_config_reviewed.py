@@ -25,7 +25,7 @@ def names_used(module: str) -> set[str]:
     return used
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_keys_that_mlx_lm_declares_and_never_reads_are_listed(model_type: str) -> None:
     classes = mlx_lm_models.load_classes(model_type)
     modules = {c.__module__ for c in (*classes.model.__mro__, *classes.args.__mro__)}
@@ -34,7 +34,7 @@ def test_keys_that_mlx_lm_declares_and_never_reads_are_listed(model_type: str) -
     assert declared - used - UNJUDGED - ROPE_KEYS == ARCHITECTURES[model_type].unread
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_renamed_keys_are_keys_that_mlx_lm_has(model_type: str) -> None:
     classes = mlx_lm_models.load_classes(model_type)
     declared = {field.name for field in dataclasses.fields(classes.args)}
