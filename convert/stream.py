@@ -23,7 +23,7 @@ from configs.errors import DiskError, SourceError
 from convert.plan import Parameter, Plan
 from convert.planner import BLOCK_BYTES
 from convert.quantize import is_finite, largest_exponent, round_to_nearest
-from convert.shard_file import ShardFile
+from convert.shard_file import ShardFile, as_stored, open_shard
 
 _SHOWN = 3
 
@@ -36,7 +36,7 @@ class _Block:
     """A block whose values are being computed."""
 
     parameter: Parameter
-    arrays: tuple[mx.array, ...]
+    stored: tuple[mx.array, ...]
     exponent: mx.array
     dtype: mx.Dtype
 
@@ -72,7 +72,7 @@ def stream_tensors(
     try:
         with TensorReader() as reader:
             for shard in plan.shards:
-                with ShardFile(folder, shard) as file:
+                with open_shard(folder, shard) as file:
                     for block in _compute(shard.parameters, recipes, reader):
                         _write(block, file, tell)
                 checksums |= file.checksums
@@ -100,14 +100,15 @@ def _compute(
             with mx.stream(next(streams)):
                 values = recipe.read(box, reader)
                 exponent = largest_exponent(values)
-                arrays = (
+                made = (
                     round_to_nearest(values, parameter.quantization)
                     if parameter.quantization
                     else (values,)
                 )
-            mx.async_eval(exponent, *arrays)
-            waiting.append(_Block(parameter, arrays, exponent, recipe.dtype))
-            del values, arrays
+                stored = tuple(as_stored(array) for array in made)
+            mx.async_eval(exponent, *stored)
+            waiting.append(_Block(parameter, stored, exponent, recipe.dtype))
+            del values, made, stored
             if len(waiting) > len(_streams()):
                 yield waiting.popleft()
         recipe.release()
@@ -133,5 +134,5 @@ def _write(block: _Block, file: ShardFile, progress: Progress) -> None:
             if narrowed
             else "the checkpoint is damaged: download it again",
         )
-    for tensor, array in zip(block.parameter.outputs, block.arrays, strict=True):
+    for tensor, array in zip(block.parameter.outputs, block.stored, strict=True):
         progress(block.parameter.name, file.append(tensor.name, array))
