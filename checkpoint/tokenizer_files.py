@@ -25,9 +25,13 @@ _AGAIN = "download it again"
 _LARGEST_ID = 2**32 - 2
 # What a tokenizer can be built from, the first found is the one that counts.
 _SOURCES = ("tokenizer.json", "tokenizer.model", "*.tiktoken", "spiece.model", "vocab.json")
-_STRING = r'"[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+"'
-_MERGE = rf"(?:{_STRING}|\[\s*+{_STRING}\s*+,\s*+{_STRING}\s*+\])"
-_MERGES = re.compile(rf'"merges"\s*+:\s*+(\[\s*+(?:{_MERGE}(?:\s*+,\s*+{_MERGE})*+\s*+)?\])')
+# No possessive quantifiers around groups: Python before 3.11.5 matches them wrongly.
+_STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"'
+_MERGE = rf"(?:{_STRING}|\[\s*{_STRING}\s*,\s*{_STRING}\s*\])"
+_MERGES = re.compile(r'"merges"\s*:\s*(?=\[)')
+# So many at a time that matching them takes little memory.
+_SOME_MERGES = re.compile(rf"\s*{_MERGE}(?:\s*,\s*{_MERGE}){{0,999}}\s*")
+_NO_MERGES = re.compile(r"\[\s*\]")
 _RANK = re.compile(rb"([A-Za-z0-9+/]+={0,2}) (\d{1,10})")
 
 
@@ -126,13 +130,27 @@ def _without_merges(text: str) -> str:
     A quotation mark that follows no backslash can't lie inside a string of valid JSON, so
     what is found is the key itself.
     """
-    at = text.find('"merges"')
-    while at > 0:
-        match = _MERGES.match(text, at)
-        if match and text[at - 1] != "\\":
-            return f"{text[: match.start(1)]}[]{text[match.end(1) :]}"
-        at = text.find('"merges"', at + 1)
+    for key in _MERGES.finditer(text):
+        if key.start() and text[key.start() - 1] == "\\":
+            continue
+        end = _end_of_merges(text, key.end())
+        if end is not None:
+            return f"{text[: key.end()]}[]{text[end:]}"
     return text
+
+
+def _end_of_merges(text: str, start: int) -> int | None:
+    """The end of the array of merges that begins at `start`; None if it is not well formed."""
+    empty = _NO_MERGES.match(text, start)
+    if empty:
+        return empty.end()
+    at = start
+    while text[at : at + 1] == ("[" if at == start else ","):
+        found = _SOME_MERGES.match(text, at + 1)
+        if not found:
+            return None
+        at = found.end()
+    return at + 1 if text[at : at + 1] == "]" else None
 
 
 def _of_tokenizer_json(path: Path) -> int:

@@ -76,6 +76,7 @@ INVALID = {
     "deep": (b'{"model": ' + b"[" * 100_000, "nested too deep"),
     "bad merges": (tokenizer_json(AB)[:-3] + b'"a\x01"]}}', "Invalid control character"),
     "unfinished merges": (tokenizer_json(AB)[:-3] + b'"a b",]}}', "is not valid JSON"),
+    "merges without comma": (tokenizer_json(AB)[:-3] + b'"a b"["c d"]}}', "is not valid JSON"),
     "Unigram entry without score": (tokenizer_json([["a", 0.0], ["b"]]), "entry 1 of its"),
     "added tokens not an array": (tokenizer_json(AB, {"c": 2}), "added_tokens is an object"),
     "added token is text": (tokenizer_json(AB, ["c"]), "an added token without its text"),
