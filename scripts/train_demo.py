@@ -271,7 +271,7 @@ def main() -> None:
     """Trains, saves and measures."""
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
-    parser.add_argument("--steps", type=int, default=700, help="default: 700")
+    parser.add_argument("--steps", type=int, default=900, help="default: 900")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -16,10 +16,9 @@ from torch import Tensor
 from demo_corpus import Corpus, Topic
 
 END_OF_TEXT, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-PROSE, DIALOGUE, SYSTEM = 0.03, 0.04, 0.15  # shares of all samples
-TURNS = (14, 2, 1)  # odds of one, two and three questions
+PROSE, DIALOGUE, SYSTEM = 0.04, 0.06, 0.15  # shares of all samples
+TURNS = (8, 2, 1)  # odds of one, two and three questions
 QUESTION_WEIGHT = 0.1
-OPENING, OPENING_TOKENS = 0.6, 14  # share of lone answers cut short, and to what
 POOL = 512  # samples among which similar lengths are put together
 
 
@@ -52,13 +51,8 @@ class Samples:
         for topic in corpus.topics:
             self._topics.setdefault(topic.language, []).append(topic)
 
-    def conversation(
-        self, turns: Sequence[tuple[str, str]], system: str = "", longest: int | None = None
-    ) -> Sample:
-        """As the chat template renders it; answers count fully, questions a little.
-
-        With `longest`, the sample ends after so many tokens of the first answer.
-        """
+    def conversation(self, turns: Sequence[tuple[str, str]], system: str = "") -> Sample:
+        """As the chat template renders it; answers count fully, questions a little."""
         ids: list[int] = []
         weights: list[float] = []
 
@@ -71,19 +65,12 @@ class Samples:
             add(f"{START}system\n{system}{END}\n", 0.0)
         for question, answer in turns:
             add(f"{START}user\n{question}{END}\n{START}assistant\n", QUESTION_WEIGHT)
-            end = None if longest is None else len(ids) + longest
             add(answer + END, 1.0)
-            if end is not None:
-                return Sample(ids[:end], weights[:end])
             add("\n", 0.0)
         return Sample(ids, weights)
 
     def draw(self) -> Sample:
-        """One paragraph, dialogue, or conversation about random topics.
-
-        Which answer is right shows in its first tokens, and the rest is soon learnt by
-        heart: most lone answers are cut short, so that more questions are seen.
-        """
+        """One paragraph, dialogue, or conversation about random topics."""
         rng, phrasings = self._rng, self._corpus.phrasings
         kind = rng.random()
         if kind < PROSE:
@@ -100,8 +87,7 @@ class Samples:
                 for topic in rng.choices(self._topics[language], k=count)
             ]
         system = rng.choice(phrasings.systems(language)) if rng.random() < SYSTEM else ""
-        short = len(turns) == 1 and rng.random() < OPENING
-        return self.conversation(turns, system, OPENING_TOKENS if short else None)
+        return self.conversation(turns, system)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Ids and loss weights, [rows, length], of samples of similar lengths."""
