@@ -227,9 +227,12 @@ def remove(path: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a folder and what is in it; links are removed, never followed."""
+    """Remove a file, or a folder and what is in it; links are removed, never followed."""
     with _doing("remove", path):
-        shutil.rmtree(path)
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
 
 
 def list_folder(path: Path) -> list[str]:

@@ -69,7 +69,7 @@ def check_destination(path: Path, *, force: bool, make_parent: bool = False) -> 
         raise DestinationError(parent, "can't be written", "choose another folder")
     if len(os.fsencode(f".{path.name}.ferry-staging")) > os.pathconf(parent, "PC_NAME_MAX"):
         raise DestinationError(path, "the name is too long", "choose a shorter one")
-    exists = path.is_symlink() or path.exists()
+    exists = _is_there(path)
     if exists and not path.is_symlink() and path.is_dir() and not disk.list_folder(path):
         return Destination(path, replaces=False)
     if exists and not force:
@@ -141,11 +141,16 @@ def publish(destination: Destination) -> None:
         disk.remove_tree(destination.retired)
 
 
+def _is_there(path: Path) -> bool:
+    """Whether the name is taken, be it by a link to nowhere."""
+    return path.is_symlink() or path.exists()
+
+
 def _restore(destination: Destination) -> None:
     """Undo a replacement that stopped between its two renames."""
-    if not destination.retired.exists():
+    if not _is_there(destination.retired):
         return
-    if destination.path.exists():
+    if _is_there(destination.path):
         disk.remove_tree(destination.retired)
     else:
         disk.rename(destination.retired, destination.path)

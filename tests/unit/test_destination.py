@@ -47,6 +47,27 @@ def test_an_existing_folder_needs_force_and_is_replaced_only_at_the_end(tmp_path
     assert os.listdir(tmp_path) == ["out"]
 
 
+@pytest.mark.parametrize("kind", ["a link to a folder", "a link to nowhere", "a file"])
+def test_whatever_has_the_name_is_replaced_and_nothing_behind_it(kind: str, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "kept").write_text("kept")
+    out = tmp_path / "out"
+    if kind == "a file":
+        out.write_text("file")
+    else:
+        out.symlink_to(other if kind == "a link to a folder" else tmp_path / "nowhere")
+    with pytest.raises(UsageError, match="--force"):
+        check_destination(out, force=False)
+    destination = check_destination(out, force=True)
+    with staged(destination) as folder:
+        (folder / "new").write_text("new")
+        publish(destination)
+    assert not out.is_symlink() and os.listdir(out) == ["new"]
+    assert os.listdir(other) == ["kept"]
+    assert sorted(os.listdir(tmp_path)) == ["other", "out"]
+
+
 def test_an_empty_folder_needs_no_force(tmp_path: Path) -> None:
     destination = check_destination(tmp_path, force=False)
     assert not destination.replaces
