@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -280,7 +279,6 @@ def test_nan_ends_the_answer(broken_folder: Path, capfd: pytest.CaptureFixture[s
 # 60: a terminal.
 
 
-@pytest.mark.skipif(not hasattr(os, "openpty"), reason="no pseudo-terminals here")
 @pytest.mark.parametrize("flags", [(), ("--stream",)])
 def test_escape_sequences_stop_before_a_terminal(tmp_path: Path, flags: tuple[str, ...]) -> None:
     import pexpect
