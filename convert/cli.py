@@ -122,6 +122,10 @@ def _check_options(resolved: Resolved, args: argparse.Namespace) -> None:
             origin = resolved.origin(f"convert.{key}")
             if origin.startswith("--"):
                 raise UsageError(origin, "has no effect without --quantize", "add --quantize")
+    if args.show_config and args.json:
+        raise UsageError(
+            "--json", "does not go with --show-config, which prints TOML", "leave it out"
+        )
     if args.dry_run and args.force:
         raise UsageError("--force", "replaces nothing with --dry-run", "leave one of them out")
 

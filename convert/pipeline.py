@@ -16,14 +16,15 @@ from typing import Any
 from checkpoint import disk
 from checkpoint.architecture.mapping import ModelMap, map_model
 from checkpoint.dtypes import DTYPES as SAFETENSORS_DTYPES
-from checkpoint.folder import is_mlx, is_staging
+from checkpoint.folder import CONFIG, GENERATION_CONFIG, file_in, is_mlx, is_staging
+from checkpoint.json_file import read_json_object
 from checkpoint.model_config import read_model_config
 from checkpoint.shards import read_catalog
 from checkpoint.source import SourceFolder
 from checkpoint.tensors import Catalog
 from checkpoint.tokenizer_files import check_tokenizer
-from configs.errors import ArchitectureError, DiskError, SourceError
-from configs.resolve import Resolved
+from configs.errors import ArchitectureError, DiskError, ModelConfigError, SourceError
+from configs.resolve import Layers, Resolved
 from convert.destination import Destination, publish, staged
 from convert.model_files import FILE_LIMIT, write_model_files
 from convert.plan import Plan
@@ -46,6 +47,7 @@ class Prepared:
         config: config.json to be written.
         dtype: What floating parameters are cast to, if anything.
         chat_template: A template that replaces the source's own.
+        started: When the work began, by `time.perf_counter`.
         warnings: What the user should know.
     """
 
@@ -55,6 +57,7 @@ class Prepared:
     config: dict[str, Any]
     dtype: str | None
     chat_template: bytes | None
+    started: float
     warnings: tuple[str, ...]
 
 
@@ -65,6 +68,7 @@ def prepare(source: SourceFolder, options: Resolved) -> Prepared:
         SourceError: the source is damaged, incomplete or not one that can be converted.
         UsageError: the options don't fit it.
     """
+    started = time.perf_counter()
     table, template = options.convert, options.tokenizer.chat_template
     chat_template = disk.read_whole(template, FILE_LIMIT) if template else None
     if is_staging(source.path):
@@ -74,14 +78,22 @@ def prepare(source: SourceFolder, options: Resolved) -> Prepared:
     _refuse_quantized(config, catalog)
     if is_mlx(config, catalog.metadata):
         raise SourceError(source.path, "is an MLX folder already", "convert its source instead")
+    _check_generation_config(source.path)
     dtype = table.dtype or source_dtype(config)
-    model_map = map_model(config, catalog, dtype)
+    try:
+        model_map = map_model(config, catalog, dtype)
+    except SourceError as error:
+        if error.where != CONFIG:
+            raise
+        raise type(error)(source.path / CONFIG, error.what, error.mend) from error
     check_tokenizer(source.path, embedding_rows(model_map))
     plan, written_config = make_plan(model_map, table)
     if dtype is not None:
         written_config |= {"torch_dtype": dtype, "dtype": dtype}
     warnings = (*catalog.warnings, *plan.warnings)
-    return Prepared(source, model_map, plan, written_config, dtype, chat_template, warnings)
+    return Prepared(
+        source, model_map, plan, written_config, dtype, chat_template, started, warnings
+    )
 
 
 def convert(
@@ -106,7 +118,6 @@ def convert(
         SourceError: a tensor holds infinite or NaN values.
         VerifyError: what was written does not read back.
     """
-    started = time.perf_counter()
     plan, table = prepared.plan, options.convert
     given = options.model.source or str(prepared.source.path)
     check_free_space(destination.path.parent, plan.disk_bytes)
@@ -131,7 +142,7 @@ def convert(
             shards=verify_shards(folder, plan, checksums),
             files=tuple(digest_file(folder / name, name) for name in sorted(names)),
             warnings=prepared.warnings,
-            seconds=time.perf_counter() - started,
+            seconds=time.perf_counter() - prepared.started,
         )
         text = json.dumps(receipt, indent=2, ensure_ascii=False)
         disk.write_whole(folder / FILE, text.encode() + b"\n")
@@ -156,7 +167,11 @@ def check_free_space(parent: Path, needed: int) -> None:
 
 
 def source_dtype(config: dict[str, Any]) -> str | None:
-    """The dtype a config asks for, under its old or its new key, if it is one we carry."""
+    """The dtype a config asks for, under its old or its new key; None if it asks for none.
+
+    Raises:
+        ModelConfigError: it is none that we carry.
+    """
     text_config = config.get("text_config") or {}
     for value in (
         config.get("torch_dtype"),
@@ -164,9 +179,24 @@ def source_dtype(config: dict[str, Any]) -> str | None:
         text_config.get("torch_dtype"),
         text_config.get("dtype"),
     ):
-        if value is not None:
-            return value if value in DTYPES else None
+        if value is None:
+            continue
+        if value not in DTYPES:
+            raise ModelConfigError(
+                CONFIG,
+                f"dtype {value!r} is not {', '.join(DTYPES[:-1])} or {DTYPES[-1]}",
+                "choose one with --dtype",
+            )
+        return str(value)
     return None
+
+
+def _check_generation_config(folder: Path) -> None:
+    """Refuse sampling values that `infer` would refuse, before they are copied."""
+    path = file_in(folder, GENERATION_CONFIG)
+    if path.is_file():
+        recommended = read_json_object(path, ModelConfigError)
+        Layers().with_generation_config(recommended, path).resolve()
 
 
 def embedding_rows(model_map: ModelMap) -> int | None:

@@ -86,6 +86,10 @@ def _infer(argv: Sequence[str]) -> int:
     layers = read_layers(args)
     settings = layers.resolve()
     _check_flags(args, settings)
+    if args.show_config and args.json:
+        raise UsageError(
+            "--json", "does not go with --show-config, which prints TOML", "leave it out"
+        )
     if args.show_config:
         print(_recommended(args, layers, settings).show(), end="")
         return 0
@@ -103,8 +107,9 @@ def _check_flags(args: argparse.Namespace, settings: Resolved) -> None:
     if not args.score:
         if args.ids_file is not None:
             raise UsageError("--ids-file", "goes with --score only", "add --score")
-        if args.raw and settings.origin("generate.system") == "--system":
-            raise UsageError("--system", "does not go with --raw", "leave one of them out")
+        system = settings.origin("generate.system")
+        if args.raw and system.startswith("--"):
+            raise UsageError(system, "does not go with --raw", "leave one of them out")
         return
     unused = [name for name in ("prompt", "prompt_file", "raw", "stream") if getattr(args, name)]
     flags = [f"--{name.replace('_', '-')}" for name in unused]
@@ -207,9 +212,18 @@ def _load(args: argparse.Namespace, session: Session, length: int) -> LoadedMode
 def _find_model(args: argparse.Namespace, settings: Resolved) -> tuple[str, Path]:
     """The model's name, as the user gave it, and its folder here."""
     name, revision = _model_name(args, settings)
+    if args.model is None and settings.model.path is None and Path(name) == _local(settings):
+        mend = f"make it with convert --config {args.config}" if args.config else "give --model"
+        raise UsageError("--model", f"the model in {name} is not converted yet", mend)
     from checkpoint.source import resolve_source
 
     return name, resolve_source(name, revision).path
+
+
+def _local(settings: Resolved) -> Path | None:
+    """The source, if it is a folder here."""
+    source = settings.model.source
+    return Path(source) if source is not None and Path(source).is_dir() else None
 
 
 def _model_name(args: argparse.Namespace, settings: Resolved) -> tuple[str, str | None]:
@@ -250,6 +264,8 @@ def _read_prompt(args: argparse.Namespace) -> str:
             data = file.read(_LARGEST_PROMPT + 1)
     elif args.prompt == "-":
         where = "stdin"
+        if sys.stdin is None:
+            raise UsageError("--prompt -", "stdin is closed", "give --prompt TEXT")
         data = sys.stdin.buffer.read(_LARGEST_PROMPT + 1)
     elif args.prompt is None:
         raise UsageError("--prompt", "no prompt given", "give --prompt TEXT, or - for stdin")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint.folder import GENERATION_CONFIG, file_in
 from checkpoint.json_file import read_json_object
-from configs.errors import ModelConfigError, RequestError
+from configs.errors import ModelConfigError, RequestError, UsageError
 from configs.resolve import DEFAULT, Layers, Resolved
 
 if TYPE_CHECKING:
@@ -99,6 +99,13 @@ class Session:
         from inference.load import load
 
         memory = self.settings.memory
+        needed = self.folder.catalog.total_bytes
+        if memory.limit is not None and memory.limit < needed:
+            raise UsageError(
+                self.settings.origin("memory.limit"),
+                f"{memory.limit:,} bytes can't hold the weights, which are {needed:,}",
+                "raise memory.limit, or convert the model to fewer bits",
+            )
         with allocating():
             loaded = load(self.folder, place(device, dtype, memory.limit))
             tune_rotations(loaded.model, self.folder.config, length)

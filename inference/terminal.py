@@ -11,6 +11,8 @@ import sys
 import unicodedata
 from typing import Any, BinaryIO
 
+from configs.errors import UsageError
+
 
 def neutralize(text: str) -> str:
     """Text with every control character but newline and tab made visible.
@@ -41,7 +43,13 @@ class Output:
 
     @classmethod
     def stdout(cls) -> Output:
-        """The process's own."""
+        """The process's own.
+
+        Raises:
+            UsageError: It was closed before the start.
+        """
+        if sys.stdout is None:
+            raise UsageError("stdout", "is closed", "leave it open, or send it to /dev/null")
         return cls(sys.stdout.buffer, sys.stdout.isatty())
 
     def text(self, text: str) -> None:

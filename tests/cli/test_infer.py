@@ -324,3 +324,30 @@ def test_ctrl_c_keeps_what_was_printed(tmp_path: Path) -> None:
         assert process.wait(30) == 130
         assert process.stderr.read() == b""
     assert first and rest.endswith(b"\n")
+
+
+def test_what_a_config_describes_is_converted_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["--config", "demo", "--prompt", "hi"]) == 2
+    assert "convert --config demo" in capsys.readouterr().err
+    assert main(["--config", "demo", "--show-config"]) == 0
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout"])
+def test_a_closed_stream_is_one_line(
+    closed: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--prompt", "-" if closed == "stdin" else "hi", "--max-tokens", "2"]
+    monkeypatch.setattr(sys, closed, None)
+    assert main(["--model", str(folder), *flags]) == 2
+    assert f"{closed} is closed" in capsys.readouterr().err.replace("stdout: is", "stdout is")
+
+
+def test_a_memory_limit_below_the_weights_is_refused(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--prompt", "hi", "--set", "memory.limit=1000"]
+    assert main(["--model", str(folder), *flags]) == 2
+    assert "1,000 bytes" in capsys.readouterr().err

@@ -95,6 +95,18 @@ def unknown_activation(source: Path) -> None:
     rewrite(source, {"hidden_act": "relu"})
 
 
+def unknown_dtype(source: Path) -> None:
+    rewrite(source, {"torch_dtype": "complex9"})
+
+
+def broken_generation_config(source: Path) -> None:
+    (source / "generation_config.json").write_text("{")
+
+
+def impossible_temperature(source: Path) -> None:
+    (source / "generation_config.json").write_text('{"temperature": -3}')
+
+
 def vocabulary_beyond_the_embeddings(source: Path) -> None:
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     tokenizer["added_tokens"].append(
@@ -118,6 +130,9 @@ def vocabulary_beyond_the_embeddings(source: Path) -> None:
         (custom_code, ["auto_map", "never run"]),
         (unknown_activation, ["hidden_act", "relu"]),
         (vocabulary_beyond_the_embeddings, ["tokenizer", "320"]),
+        (unknown_dtype, ["complex9", "bfloat16"]),
+        (broken_generation_config, ["generation_config.json"]),
+        (impossible_temperature, ["generation_config.json", "temperature"]),
     ],
 )
 def test_bad_checkpoints(
@@ -148,6 +163,7 @@ def test_bad_checkpoints(
         (["--bts", "4"], ["--bts", "--bits"]),
         (["--set", "convert.bit=4"], ["convert.bit", "bits"]),
         (["--dry-run", "--force"], ["--force"]),
+        (["--show-config", "--json"], ["--json", "--show-config"]),
         (["--set", "tokenizer.trust_remote_code=true"], ["trust_remote_code", "never run"]),
         (
             ["-q", "--set", 'convert.layers=[{pattern="nothing", bits=8}]'],
