@@ -127,9 +127,12 @@ def _write(block: _Block, file: ShardFile, progress: Progress) -> None:
     if not is_finite(block.exponent, block.dtype):
         parameter = block.parameter
         narrowed = parameter.operation != "copy" and block.dtype == mx.float16
+        made_from = ", ".join(parameter.sources[:_SHOWN])
         raise SourceError(
-            ", ".join(parameter.sources[:_SHOWN]),
-            f"{parameter.name} holds infinite or NaN values",
+            made_from,
+            "infinite or NaN values"
+            if made_from == parameter.name
+            else f"infinite or NaN values, for {parameter.name}",
             "they may be too large for float16: try --dtype bfloat16"
             if narrowed
             else "the checkpoint is damaged: download it again",
