@@ -16,7 +16,7 @@ from pathlib import Path
 
 from checkpoint import disk
 from checkpoint.folder import staging_path
-from configs.errors import DestinationError, DiskError, UsageError
+from configs.errors import DestinationError, UsageError
 
 _OWNER = "owner.json"
 
@@ -106,13 +106,13 @@ def staged(destination: Destination) -> Iterator[Path]:
     staging = destination.staging
     if not staging.parent.exists():
         disk.make_folder(staging.parent)
-    _restore(destination)
     if staging.exists():
         with _locked(staging):
             disk.remove_tree(staging)
     disk.make_folder(staging)
     with _locked(staging):
         try:
+            _restore(destination)
             disk.write_whole(staging / _OWNER, json.dumps({"pid": os.getpid()}).encode())
             yield staging
         finally:
@@ -129,16 +129,14 @@ def publish(destination: Destination) -> None:
     staging = destination.staging
     disk.remove(staging / _OWNER)
     disk.fsync_folder(staging)
-    if destination.replaces:
-        disk.rename(destination.path, destination.retired)
     try:
+        if destination.replaces:
+            disk.rename(destination.path, destination.retired)
         disk.rename(staging, destination.path)
-    except DiskError:
+        disk.fsync_folder(destination.path.parent)
+    finally:
+        # Whatever came between the renames, Ctrl-C too: the old one is back, or the new one there.
         _restore(destination)
-        raise
-    disk.fsync_folder(destination.path.parent)
-    if destination.replaces:
-        disk.remove_tree(destination.retired)
 
 
 def _is_there(path: Path) -> bool:

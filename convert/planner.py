@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten
 from checkpoint.architecture.mapping import ModelMap
 from checkpoint.architecture.recipes import Copy, Recipe
 from checkpoint.dtypes import DTYPES
-from configs.errors import UsageError
+from configs.errors import SourceError, UsageError
 from configs.quantization import MODES, ConvertTable
 from convert.plan import Operation, OutputTensor, Parameter, Plan, Quantization, lay_out
 
@@ -26,7 +26,7 @@ _SAFETENSORS_NAMES = {dtype.mlx: dtype.name for dtype in DTYPES.values() if not 
 
 # What the process holds besides tensors: the interpreter, MLX, mlx-lm's architecture, the plan.
 _BASE_BYTES = 112 << 20
-_BYTES_PER_SOURCE = 6 << 10
+_BYTES_PER_SOURCE = 5 << 9
 # Blocks in flight, each as read, converted and packed.
 _BLOCK_COPIES = 8
 
@@ -98,6 +98,10 @@ def _quantize(model: Any, default: Quantization, table: ConvertTable) -> _Choice
         if not hasattr(module, "to_quantized"):
             return False
         columns = module.weight.shape[-1]
+        if not mx.issubdtype(module.weight.dtype, mx.floating):
+            raise SourceError(
+                f"{path}.weight", f"holds {module.weight.dtype}, which can't be quantized"
+            )
         unmatched.difference_update(
             rule.pattern for rule in table.layers if fnmatchcase(path, rule.pattern)
         )

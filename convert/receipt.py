@@ -16,12 +16,13 @@ from typing import Any
 
 from checkpoint.architecture.mapping import ModelMap
 from checkpoint.source import SourceFolder
+from configs import __version__
 from configs.quantization import ConvertTable
 from convert.plan import Plan
 from convert.verify import FileDigest
 
 FILE = "conversion.json"
-_VERSIONS_OF = ("mlx-ferry", "mlx", "mlx-lm", "transformers", "safetensors")
+_VERSIONS_OF = ("mlx", "mlx-lm", "transformers", "safetensors")
 
 
 def make_receipt(
@@ -77,6 +78,7 @@ def make_receipt(
             "layers": [asdict(rule) for rule in table.layers],
         },
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONS_OF}
+        | {"mlx-ferry": __version__}
         | {"python": platform.python_version(), "platform": platform.platform()},
         "parameters": plan.weights,
         "quantized_parameters": sum(parameter.size for parameter in quantized),
@@ -116,7 +118,7 @@ def readme_note(given: str, plan: Plan, table: ConvertTable) -> str:
     how = f"quantized to {table.bits} bits ({table.mode}, groups of {table.group_size})"
     return (
         f"Converted to MLX from {given} by mlx-ferry"
-        f" {importlib.metadata.version('mlx-ferry')}:"
+        f" {__version__}:"
         f" {how if table.quantize else 'not quantized'},"
         f" {plan.bits_per_weight:.2f} bits per weight. {FILE} has the details."
     )

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import mlx.core as mx
@@ -67,13 +66,14 @@ def stream_tensors(
         done += nbytes
         progress(name, nbytes)
 
+    streams = _streams()
     # Memory that MLX keeps for reuse counts as ours; a few blocks' worth is enough.
     before = mx.set_cache_limit(4 * BLOCK_BYTES)
     try:
         with TensorReader() as reader:
             for shard in plan.shards:
                 with open_shard(folder, shard) as file:
-                    for block in _compute(shard.parameters, recipes, reader):
+                    for block in _compute(shard.parameters, recipes, reader, streams):
                         _write(block, file, tell)
                 checksums |= file.checksums
     except DiskError as error:
@@ -88,34 +88,39 @@ def stream_tensors(
 
 
 def _compute(
-    parameters: Iterable[Parameter], recipes: Mapping[str, Recipe], reader: TensorReader
+    parameters: Iterable[Parameter],
+    recipes: Mapping[str, Recipe],
+    reader: TensorReader,
+    streams: Sequence[mx.Stream],
 ) -> Iterator[_Block]:
     """Blocks in order, each given out once the ones after it are under way."""
-    streams = itertools.cycle(_streams())
+    turns = itertools.cycle(streams)
     waiting: deque[_Block] = deque()
     for parameter in parameters:
         recipe = recipes[parameter.name]
         row_bytes = recipe.dtype.size * (recipe.shape[-1] if len(recipe.shape) > 1 else 1)
         for box in row_blocks(recipe.shape, row_bytes, BLOCK_BYTES):
-            with mx.stream(next(streams)):
+            with mx.stream(next(turns)):
                 values = recipe.read(box, reader)
-                exponent = largest_exponent(values)
                 made = (
                     round_to_nearest(values, parameter.quantization)
                     if parameter.quantization
                     else (values,)
                 )
+                exponent = largest_exponent(values)
+                if parameter.quantization and parameter.quantization.mode == "affine":
+                    # A group that spans more than its dtype holds has no finite scale.
+                    exponent = mx.maximum(exponent, largest_exponent(made[1]))
                 stored = tuple(as_stored(array) for array in made)
             mx.async_eval(exponent, *stored)
             waiting.append(_Block(parameter, stored, exponent, recipe.dtype))
             del values, made, stored
-            if len(waiting) > len(_streams()):
+            if len(waiting) > len(streams):
                 yield waiting.popleft()
         recipe.release()
     yield from waiting
 
 
-@cache
 def _streams() -> tuple[mx.Stream, ...]:
     """A CPU stream is one thread, so there are two; a GPU fills itself from one."""
     if mx.default_device() == mx.Device(mx.cpu):

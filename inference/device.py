@@ -11,7 +11,7 @@ architectures or files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast as typing_cast
@@ -76,12 +76,15 @@ def cast(model: nn.Module, placement: Placement) -> str:
         The dtype that the model computes in.
     """
     target = None if placement.dtype is None else _DTYPES[placement.dtype]
-    for _, module in model.named_modules():
+    allows: Callable[[str], bool] = getattr(model, "cast_predicate", lambda _: True)
+    for path, module in model.named_modules():
         changed = {}
         for name, value in module.items():
             if not isinstance(value, mx.array):
                 continue
-            if target is not None and mx.issubdtype(value.dtype, mx.floating):
+            # What begins with _ is no parameter: RoPE's frequencies, which need float32.
+            wanted = not name.startswith("_") and allows(f"{path}.{name}" if path else name)
+            if target is not None and wanted and mx.issubdtype(value.dtype, mx.floating):
                 value = value.astype(target)
                 changed[name] = value
             mx.eval(value)

@@ -7,6 +7,7 @@ of a long one are never in memory together. Knows nothing of files or output.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -54,9 +55,10 @@ class Score:
 
     @property
     def perplexity(self) -> float | None:
-        """exp of the mean surprisal in nats; None where there is but one token."""
+        """2 to the mean surprisal in bits; None where there is but one token, or no such float."""
         scored = len(self.tokens) - 1
-        return math.exp(self.total_bits * math.log(2) / scored) if scored else None
+        mean = self.total_bits / scored if scored else math.inf
+        return 2.0**mean if mean < sys.float_info.max_exp else None
 
 
 def score(

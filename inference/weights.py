@@ -72,7 +72,8 @@ def quantize_layers(
             return False
         if rule is None and f"{path}.scales" not in weights:
             return False
-        form = default if rule in (None, True) else {**default, **_form(rule, path, where)}
+        # What a rule leaves out is its own mode's default, not the folder's.
+        form = default if rule in (None, True) else _form(rule, path, where)
         if f"{path}.global_scale" in weights and _takes_global_scale(module):
             form = {**form, "global_scale": True}
         return form

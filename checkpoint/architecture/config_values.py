@@ -56,6 +56,8 @@ def untagged(value: Any) -> Any:
     """A config with the infinities that transformers writes as objects put back."""
     if isinstance(value, Mapping):
         if value.keys() == {"__float__"}:
+            if value["__float__"] not in ("Infinity", "-Infinity"):
+                raise ModelConfigError("config.json", f"{dict(value)} is not an infinity")
             return float(value["__float__"])
         return {key: untagged(item) for key, item in value.items()}
     return [untagged(item) for item in value] if isinstance(value, list) else value

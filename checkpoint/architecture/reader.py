@@ -103,7 +103,7 @@ def same_bytes(one: TensorRef, other: TensorRef) -> bool:
             size = min(_COMPARED, one.nbytes - at)
             disk.read_into(first, one.file, buffers[0][:size], one.offset + at)
             disk.read_into(second, other.file, buffers[1][:size], other.offset + at)
-            if buffers[0][:size] != buffers[1][:size]:
+            if bytes(buffers[0][:size]) != bytes(buffers[1][:size]):
                 return False
     return True
 

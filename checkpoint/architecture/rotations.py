@@ -38,7 +38,9 @@ def check_rotations(model: Any, values: Mapping[str, Any], name: str) -> tuple[s
     if not values.get("rope_parameters"):
         return ()
     size, positions = head_dimensions(values), values.get("max_position_embeddings")
+    probed = False
     for module, told in _rope_modules(model, values):
+        probed = True
         expected = rotation(told, size, positions)
         if _rotates(module, expected):
             continue
@@ -56,7 +58,20 @@ def check_rotations(model: Any, values: Mapping[str, Any], name: str) -> tuple[s
             f"rope_parameters truncate False: mlx-lm rounds the range that YaRN blends, and some "
             f"angles are off by up to {error:.1e} radians per position"
         )
+    if not probed:
+        _refuse_unprobed(values["rope_parameters"], name)
     return tuple(sorted(notes))
+
+
+def _refuse_unprobed(parameters: Mapping[str, Any], name: str) -> None:
+    """A model that rotates by itself, in no module of its own, knows plain RoPE alone."""
+    for told in (by_layer_type(parameters) or {"": parameters}).values():
+        if told is not None and told.get("rope_type", "default") != "default":
+            raise ArchitectureError(
+                "config.json",
+                f"rope_parameters {dict(told)} can't be honoured: mlx-lm's {name} has plain RoPE",
+                "it can be converted once mlx-lm's architecture reads them",
+            )
 
 
 def tune_rotations(model: Any, config: Mapping[str, Any], length: int) -> None:
@@ -87,7 +102,7 @@ def _rope_modules(model: Any, values: Mapping[str, Any]) -> Iterator[tuple[Any, 
     kinds, nested = values.get("layer_types") or (), by_layer_type(parameters)
     for path, module in model.named_modules():
         kind = type(module).__name__
-        if "rope" not in kind.lower() or kind == "NoPE":
+        if not re.search("rope|rotary", kind, re.IGNORECASE) or kind == "NoPE":
             continue
         number = re.search(r"\.(\d+)\.", path)
         layer = int(number[1]) if number else len(kinds)

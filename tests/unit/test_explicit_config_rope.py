@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from checkpoint.architecture.explicit import make_explicit
 from checkpoint.architecture.rope import rotation
 from checkpoint.architecture.rotations import check_rotations
 from configs.errors import ArchitectureError, ModelConfigError
@@ -93,3 +94,11 @@ def test_either_pairing_of_dimensions_passes(traditional: bool) -> None:
 def test_a_rotation_that_differs_is_refused(rope: nn.Module) -> None:
     with mx.stream(mx.cpu), pytest.raises(ArchitectureError, match=r"'rope_theta': 23456\.0"):
         check_rotations(OneLayer(rope), VALUES, "tiny")
+
+
+@pytest.mark.parametrize("model_type", ["nanochat", "deepseek_v2"])
+def test_rope_in_modules_of_other_names_or_none_is_judged_too(model_type: str) -> None:
+    parameters = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0}
+    config = {"model_type": model_type, "rope_parameters": parameters, "num_hidden_layers": 2}
+    with pytest.raises(ArchitectureError, match="can't be honoured"):
+        make_explicit(config, {})
