@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.arguments import Parser, add_common, add_key
@@ -12,11 +13,10 @@ from configs.command import note, run, warn
 from configs.errors import UsageError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from configs.resolve import Resolved
 
 _QUANTIZATION_KEYS = ("bits", "group_size", "mode", "method", "layers")
+_CONVERSION_FLAGS = ("force", "dequantize", "dry_run", "no_resume", "consume_source")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,8 +58,42 @@ def parser() -> Parser:
     add_key(
         weights, "--max-shard-size", key="convert.max_shard_size", help="largest size of one file"
     )
-    doing = made.add_argument_group("what to do")
-    doing.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    weights.add_argument(
+        "--dequantize",
+        action="store_true",
+        help="make a plain Hugging Face folder of a quantized MLX one",
+    )
+    running = made.add_argument_group("how it runs")
+    running.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    running.add_argument(
+        "--no-resume",
+        action="store_true",
+        help="start over, whatever an interrupted conversion has left",
+    )
+    running.add_argument(
+        "--consume-source",
+        action="store_true",
+        help="fetch, convert and release a hub model shard by shard, for small disks",
+    )
+    running.add_argument(
+        "--prove",
+        action="store_true",
+        help="hold the result against what transformers computes from the source",
+    )
+    after = made.add_argument_group("publishing")
+    after.add_argument(
+        "--upload-repo",
+        metavar="ORG/NAME",
+        help="upload the verified folder to this hub repository",
+    )
+    after.add_argument("--private", action="store_true", help="make that repository private")
+    instead = made.add_argument_group("in place of a conversion")
+    instead.add_argument(
+        "--verify", metavar="DIR", help="check a model folder: exit 0, or 1 with what is wrong"
+    )
+    instead.add_argument(
+        "--diff", nargs=2, metavar=("A", "B"), help="compare two model folders tensor by tensor"
+    )
     add_common(made)
     return made
 
@@ -73,12 +107,21 @@ def _convert(argv: Sequence[str]) -> int:
     if args.show_config:
         print(resolved.show(), end="")
         return 0
+    if args.diff is not None:
+        return _diff(args)
+    if args.verify is not None:
+        return _verify(args, resolved)
     if resolved.model.source is None:
         raise UsageError("--hf-path", "no source is given", "give a local folder or a hub id")
+    return _make(args, resolved)
 
+
+def _make(args: argparse.Namespace, resolved: Resolved) -> int:
+    """Convert, and what was asked for beside it."""
     from checkpoint.source import resolve_source
     from convert.destination import check_apart, check_destination
-    from convert.pipeline import convert, prepare
+    from convert.pipeline import convert
+    from convert.prepare import prepare
     from convert.progress import progress_bar
     from convert.show import plan_table, summary
 
@@ -86,7 +129,7 @@ def _convert(argv: Sequence[str]) -> int:
     may_exist = args.force or args.dry_run
     if (known := _path(resolved, table.dtype)) is not None:
         check_destination(known, force=may_exist, make_parent=known != resolved.model.path)
-    source = resolve_source(resolved.model.source, resolved.model.revision, quiet=args.quiet)
+    source = resolve_source(str(resolved.model.source), resolved.model.revision, quiet=args.quiet)
     prepared = prepare(source, resolved)
     path = known or resolved.default_folder(prepared.dtype or "mlx")
     destination = check_destination(path, force=may_exist, make_parent=path != resolved.model.path)
@@ -112,7 +155,36 @@ def _convert(argv: Sequence[str]) -> int:
         print(destination.path)
     if not args.quiet:
         note(summary(receipt, destination.path))
+    if args.upload_repo is not None:
+        _upload(args, destination.path)
     return 0
+
+
+def _verify(args: argparse.Namespace, resolved: Resolved) -> int:
+    from convert.audit import audit
+
+    found = audit(Path(args.verify), quiet=args.quiet)
+    print(json.dumps(found.as_json(), ensure_ascii=False) if args.json else found.text())
+    if found.problems:
+        return 1
+    if args.upload_repo is not None:
+        _upload(args, Path(args.verify))
+    return 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from convert.diff import diff
+
+    one, other = args.diff
+    found = diff(Path(one), Path(other), quiet=args.quiet)
+    print(json.dumps(found.as_json(), ensure_ascii=False) if args.json else found.text())
+    return 0 if found.equal else 1
+
+
+def _upload(args: argparse.Namespace, folder: Path) -> None:
+    from convert.upload import upload
+
+    note(f"uploaded: {upload(folder, args.upload_repo, private=args.private, quiet=args.quiet)}")
 
 
 def _check_options(resolved: Resolved, args: argparse.Namespace) -> None:
@@ -128,6 +200,29 @@ def _check_options(resolved: Resolved, args: argparse.Namespace) -> None:
         )
     if args.dry_run and args.force:
         raise UsageError("--force", "replaces nothing with --dry-run", "leave one of them out")
+    for flag, mode in (("--diff", args.diff), ("--verify", args.verify)):
+        if mode is not None:
+            _refuse_beside(flag, resolved, args)
+    if args.private and args.upload_repo is None:
+        raise UsageError("--private", "means nothing without --upload-repo", "add it")
+    if args.dry_run and args.upload_repo is not None:
+        raise UsageError("--upload-repo", "nothing is made with --dry-run", "leave one of them out")
+
+
+def _refuse_beside(mode: str, resolved: Resolved, args: argparse.Namespace) -> None:
+    """Refuse the flags of a conversion where none is made."""
+    given = [name for name in _CONVERSION_FLAGS if getattr(args, name)]
+    if mode == "--diff":
+        given += [name for name in ("verify", "prove", "upload_repo") if getattr(args, name)]
+    flags = [f"--{name.replace('_', '-')}" for name in given]
+    allowed = ("model.source", "model.revision") if args.prove and mode == "--verify" else ()
+    flags += [
+        origin
+        for key, origin in resolved.origins.items()
+        if key not in allowed and origin.startswith("--") and not origin.startswith("--set")
+    ]
+    if flags:
+        raise UsageError(flags[0], f"means nothing with {mode}", "leave it out")
 
 
 def _path(resolved: Resolved, dtype: str | None) -> Path | None:
