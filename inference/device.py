@@ -5,12 +5,17 @@
              its float16 and bfloat16 matrix products are 10 to 50 times slower;
              or what was asked for
 
+What is asked for comes from the flags, else from the environment: MLX_FERRY_DEVICE and
+MLX_FERRY_DTYPE take the same words.
+
 Owns the device, its memory limits, and the casting of weights. Knows nothing of
 architectures or files.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +27,12 @@ from mlx.utils import tree_flatten
 
 from configs.errors import GenerationError, UsageError
 
+DEVICES = ("auto", "gpu", "cpu")
+DTYPES = ("auto", "float16", "bfloat16", "float32")
+
 _DTYPES = {"float16": mx.float16, "bfloat16": mx.bfloat16, "float32": mx.float32}
+# Apple's GPU generations before M3 compute bfloat16 by way of float32.
+_FIRST_WITH_BFLOAT16 = 15
 
 
 @dataclass(frozen=True)
@@ -32,10 +42,13 @@ class Placement:
     device: str
     dtype: str | None
 
-    @property
-    def slow(self) -> bool:
-        """Whether the device has no fast matrix product of this dtype."""
-        return self.device == "cpu" and self.dtype in ("float16", "bfloat16")
+    def advice(self, dtype: str) -> str | None:
+        """What to say when the device does badly what it computes in; None if it does not."""
+        if self.device == "cpu" and dtype != "float32":
+            return f"the CPU computes many times slower in {dtype} than in float32"
+        if self.device == "metal" and dtype == "bfloat16" and not _has_bfloat16():
+            return "this GPU has no bfloat16 of its own: --dtype float16 may be faster"
+        return None
 
     @property
     def fused_attention(self) -> bool:
@@ -52,8 +65,10 @@ def place(device: str = "auto", dtype: str = "auto", memory_limit: int | None = 
         memory_limit: Bytes that MLX should stay under; its own limit if None.
 
     Raises:
-        UsageError: There is no such device here.
+        UsageError: There is no such device here, or the environment names none that there is.
     """
+    device = _asked(device, "MLX_FERRY_DEVICE", DEVICES)
+    dtype = _asked(dtype, "MLX_FERRY_DTYPE", DTYPES)
     has_gpu = mx.is_available(mx.gpu)
     if device == "gpu" and not has_gpu:
         raise UsageError("--device", "MLX has no GPU here", "use --device cpu")
@@ -64,6 +79,20 @@ def place(device: str = "auto", dtype: str = "auto", memory_limit: int | None = 
     name = "cpu" if on_cpu else "metal" if mx.metal.is_available() else "cuda"
     chosen = "float32" if dtype == "auto" and on_cpu else None if dtype == "auto" else dtype
     return Placement(name, chosen)
+
+
+def _asked(given: str, variable: str, allowed: tuple[str, ...]) -> str:
+    """What the flag says, else the environment."""
+    value = os.environ.get(variable, "auto") if given == "auto" else given
+    if value not in allowed:
+        raise UsageError(variable, f"{value!r} is none that there is", f"use {', '.join(allowed)}")
+    return value
+
+
+def _has_bfloat16() -> bool:
+    """Whether Apple's GPU has bfloat16 arithmetic; its name says the generation."""
+    found = re.fullmatch(r"applegpu_g(\d+)\w*", str(mx.device_info().get("architecture", "")))
+    return found is None or int(found[1]) >= _FIRST_WITH_BFLOAT16
 
 
 def cast(model: nn.Module, placement: Placement) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.nn as nn
 
@@ -18,11 +18,16 @@ from checkpoint.architecture.config_values import untagged
 from checkpoint.architecture.mlx_lm_models import load_classes
 from checkpoint.folder import CONFIG, is_mlx, is_staging
 from checkpoint.model_config import read_model_config
+from checkpoint.quantized_source import refuse_quantized
 from checkpoint.shards import read_catalog
 from checkpoint.tensors import Catalog
-from configs.errors import ArchitectureError, ModelConfigError, SourceError
-from inference.device import Placement, cast
+from configs.errors import ArchitectureError, ModelConfigError, SourceError, UsageError
+from inference.device import Placement, cast, parameters
+from inference.plain import fill_by_recipes, pack_placeholders
 from inference.weights import fill, quantize_layers, read_weights
+
+if TYPE_CHECKING:
+    from checkpoint.architecture.mapping import ModelMap
 
 _CONTEXT_KEYS = (
     "max_position_embeddings",
@@ -36,11 +41,26 @@ _CONTEXT_KEYS = (
 
 @dataclass(frozen=True)
 class ModelFolder:
-    """A model folder whose files have been checked, before any weight is read."""
+    """A model folder whose files have been checked, before any weight is read.
+
+    Attributes:
+        path: The folder.
+        config: Its config.json; of a folder that is not MLX's, with what it means made explicit.
+        catalog: Its tensors.
+        mapped: How its tensors become the model's parameters, where they are not those already.
+    """
 
     path: Path
     config: Mapping[str, Any]
     catalog: Catalog
+    mapped: ModelMap | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights in memory, before any cast."""
+        if self.mapped is None:
+            return self.catalog.total_bytes
+        return sum(value.nbytes for value in parameters(self.mapped.model).values())
 
     @property
     def context(self) -> int | None:
@@ -89,11 +109,16 @@ class LoadedModel:
         return None if self.placement.fused_attention else self.folder.attention_heads
 
 
-def open_folder(path: Path) -> ModelFolder:
+def open_folder(path: Path, load_bits: int | None = None) -> ModelFolder:
     """Check a folder's config and headers.
 
+    Args:
+        path: A folder for MLX, or a Hugging Face folder as it is.
+        load_bits: Quantize the weights to so many bits when they are read.
+
     Raises:
-        SourceError: It is not a whole MLX model folder.
+        SourceError: It is not a whole model folder, or not one that can be run.
+        UsageError: Its weights can't be quantized, or are already.
     """
     if not path.is_dir():
         raise SourceError(path, "is not a folder", "give a model folder or a hub id")
@@ -101,8 +126,6 @@ def open_folder(path: Path) -> ModelFolder:
         raise SourceError(path, "is a conversion that never finished", "run convert again")
     config = read_model_config(path)
     catalog = read_catalog(path)
-    if not is_mlx(config, catalog.metadata):
-        return _plain_folder(path)
     where = path / CONFIG
     if config.get("model_file") is not None:
         raise ArchitectureError(
@@ -110,14 +133,31 @@ def open_folder(path: Path) -> ModelFolder:
         )
     if config.get("quantize_activations"):
         raise ArchitectureError(where, "quantize_activations is not supported", "remove it")
-    return ModelFolder(path, config, catalog)
+    if not is_mlx(config, catalog.metadata):
+        return _mapped(path, config, catalog, load_bits)
+    if load_bits is None:
+        return ModelFolder(path, config, catalog)
+    if config.get("quantization") is not None:
+        raise UsageError("--load-bits", "the weights are quantized already", "leave it out")
+    return _mapped(path, config, catalog, load_bits)
 
 
-def _plain_folder(path: Path) -> ModelFolder:
-    """A Hugging Face folder as it is: its names and config need `convert`'s mapping."""
-    raise SourceError(
-        path, "is not an MLX folder", f"run convert --hf-path {path} first, and use what it makes"
-    )
+def _mapped(
+    path: Path, config: dict[str, Any], catalog: Catalog, load_bits: int | None
+) -> ModelFolder:
+    """A folder whose names and config are carried over as `convert` does."""
+    from checkpoint.architecture.mapping import map_model
+
+    refuse_quantized(config, catalog)
+    try:
+        mapped = map_model(config, catalog)
+    except SourceError as error:
+        if error.where != CONFIG:
+            raise
+        raise type(error)(path / CONFIG, error.what, error.mend) from error
+    if load_bits is not None:
+        pack_placeholders(mapped.model, load_bits)
+    return ModelFolder(path, mapped.config, catalog, mapped)
 
 
 def load(folder: ModelFolder, placement: Placement) -> LoadedModel:
@@ -128,16 +168,21 @@ def load(folder: ModelFolder, placement: Placement) -> LoadedModel:
         DiskError: Something can't be read.
     """
     began = time.perf_counter()
+    model = _read_mlx(folder) if folder.mapped is None else fill_by_recipes(folder.mapped)
+    model.eval()
+    dtype = cast(model, placement)
+    return LoadedModel(model, folder, placement, dtype, time.perf_counter() - began)
+
+
+def _read_mlx(folder: ModelFolder) -> nn.Module:
+    """The model of a folder that was written for MLX."""
     model = _build(folder)
     weights = read_weights(folder.catalog)
     if hasattr(model, "sanitize"):
         weights = model.sanitize(weights)
     quantize_layers(model, folder.config, weights, folder.path / CONFIG)
     fill(model, weights, folder.path)
-    weights.clear()
-    model.eval()
-    dtype = cast(model, placement)
-    return LoadedModel(model, folder, placement, dtype, time.perf_counter() - began)
+    return model
 
 
 def _build(folder: ModelFolder) -> nn.Module:

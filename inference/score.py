@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -17,7 +17,7 @@ import mlx.nn as nn
 
 from configs.errors import GenerationError
 from inference.cache import SequenceCache
-from inference.engine import prefill_tokens
+from inference.prefill import prefill_tokens
 
 _LOGIT_BYTES = 64 * 2**20
 
@@ -44,9 +44,18 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Score:
-    """A text's tokens and their totals; the first token counts for nothing."""
+    """A text's tokens and their totals; the first token counts for nothing.
+
+    Attributes:
+        tokens: The tokens in order.
+        window: Most tokens that were read together; None where all of them were.
+        stride: Tokens that each window but the first scores: each of them has at least
+            `window - stride` tokens before it.
+    """
 
     tokens: tuple[TokenScore, ...]
+    window: int | None = None
+    stride: int | None = None
 
     @property
     def total_bits(self) -> float:
@@ -68,8 +77,13 @@ def score(
     vocabulary: int,
     attention_heads: int | None = None,
     kv_bits: int | None = None,
+    window: int | None = None,
+    stride: int | None = None,
 ) -> Score:
     """Score token ids.
+
+    A text of more tokens than a window is read window by window, each `stride` tokens
+    after the one before; what the one before has scored is only read again.
 
     Args:
         model: Token ids [1, n] and a cache to logits [1, n, vocabulary].
@@ -77,33 +91,72 @@ def score(
         vocabulary: Size of the last axis of the logits; sets the size of the pieces.
         attention_heads: As for the engine.
         kv_bits: Of the KV cache.
+        window: Most tokens to read together, at least 2; all of them if None.
+        stride: From 1 to `window - 1`; half the window if None.
 
     Raises:
         GenerationError: The model gives NaN, or a token has probability zero.
     """
-    cache = SequenceCache(model, kv_bits)
+    if window is None or len(ids) <= window:
+        window, step = None, len(ids)
+    else:
+        step = window // 2 if stride is None else stride
     tokens = [TokenScore(ids[0], None, None)]
-    read = 0
-    while read < len(ids) - 1:
-        largest = max(1, _LOGIT_BYTES // (4 * vocabulary))
-        count = min(prefill_tokens(read, attention_heads), largest, len(ids) - 1 - read)
-        piece = mx.array([list(ids[read : read + count])])
-        targets = mx.array(list(ids[read + 1 : read + count + 1]))[:, None]
-        logits = model(piece, cache=cache.layers)[0].astype(mx.float32)
-        found = mx.take_along_axis(logits, targets, axis=-1)
+    while len(tokens) < len(ids):
+        done = len(tokens)
+        end = len(ids) if window is None else min(window if done == 1 else done + step, len(ids))
+        begin = 0 if window is None else max(0, end - window)
+        reading = _Reading(model, SequenceCache(model, kv_bits), attention_heads)
+        reading.skip(ids[begin : done - 1])
+        while (at := len(tokens)) < end:
+            most = max(1, _LOGIT_BYTES // (4 * vocabulary))
+            piece = ids[at - 1 : min(end - 1, at - 1 + min(reading.most, most))]
+            found = reading.measure(piece, ids[at : at + len(piece)])
+            for offset, (logprob, rank) in enumerate(found):
+                tokens.append(_checked(ids[at + offset], logprob, rank, at + offset))
+    return Score(tuple(tokens), window, step if window is not None else None)
+
+
+@dataclass
+class _Reading:
+    """One window being read, piece by piece."""
+
+    model: nn.Module
+    cache: SequenceCache
+    attention_heads: int | None
+    read: int = 0
+
+    @property
+    def most(self) -> int:
+        """Most tokens of the next piece."""
+        return prefill_tokens(self.read, self.attention_heads)
+
+    def skip(self, ids: Sequence[int]) -> None:
+        """Read tokens without asking what follows them."""
+        while ids:
+            piece, ids = ids[: self.most], ids[self.most :]
+            self.model(mx.array([list(piece)]), cache=self.cache.layers)
+            self._keep(len(piece))
+
+    def measure(self, ids: Sequence[int], targets: Sequence[int]) -> Iterator[tuple[float, int]]:
+        """Read tokens; log-probability and rank of each one's successor."""
+        wanted = mx.array(list(targets))[:, None]
+        logits = self.model(mx.array([list(ids)]), cache=self.cache.layers)[0].astype(mx.float32)
+        found = mx.take_along_axis(logits, wanted, axis=-1)
         logprobs = found[:, 0] - mx.logsumexp(logits, axis=-1)
         ranks = 1 + mx.sum(logits > found, axis=-1)
         mx.eval(logprobs, ranks)
-        cache.compress()
-        cache.evaluate()
-        mx.clear_cache()
-        found_here = zip(
+        del logits
+        self._keep(len(ids))
+        return zip(
             cast(list[float], logprobs.tolist()), cast(list[int], ranks.tolist()), strict=True
         )
-        for logprob, rank in found_here:
-            tokens.append(_checked(ids[len(tokens)], logprob, rank, len(tokens)))
-        read += count
-    return Score(tuple(tokens))
+
+    def _keep(self, count: int) -> None:
+        self.cache.compress()
+        self.cache.evaluate()
+        mx.clear_cache()
+        self.read += count
 
 
 def _checked(token: int, logprob: float, rank: int, position: int) -> TokenScore:

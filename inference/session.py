@@ -6,6 +6,7 @@ before the weights are read. Knows nothing of flags or output.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ class Session:
             self.tokenizer,
             self.template,
             self.context,
+            vocabulary=self.folder.vocabulary,
             may_lower_max_tokens=asked in (DEFAULT, GENERATION_CONFIG),
         )
 
@@ -99,7 +101,7 @@ class Session:
         from inference.load import load
 
         memory = self.settings.memory
-        needed = self.folder.catalog.total_bytes
+        needed = self.folder.weight_bytes
         if memory.limit is not None and memory.limit < needed:
             raise UsageError(
                 self.settings.origin("memory.limit"),
@@ -113,6 +115,12 @@ class Session:
                 check_kv_bits(loaded.model, memory.kv_bits)
         return loaded
 
+    def token_fields(self) -> Callable[[int], dict[str, Any]] | None:
+        """What JSON says of a token by itself."""
+        from inference.token_text import TokenTexts
+
+        return None if self.tokenizer is None else TokenTexts(self.tokenizer).fields
+
     def engine(self, loaded: LoadedModel) -> Engine:
         """The engine for requests of this session."""
         from inference.engine import Engine
@@ -123,7 +131,9 @@ class Session:
             raise RequestError("--prompt", f"{self.folder.path} has no tokenizer", "copy it there")
         return Engine(
             loaded.model,
-            lambda request: TextReader(tokenizer.decode, request.options.stop),
+            lambda request: TextReader(
+                tokenizer.decode, request.options.stop, request.options.min_tokens
+            ),
             kv_bits=self.settings.memory.kv_bits,
             attention_heads=loaded.score_heads,
         )
@@ -156,7 +166,7 @@ def open_session(folder: Path, settings: Resolved, *, need_tokenizer: bool = Tru
     from inference.template import find_template
     from inference.tokenizer import has_tokenizer, load_tokenizer
 
-    opened = open_folder(folder)
+    opened = open_folder(folder, settings.memory.load_bits)
     if not need_tokenizer and not has_tokenizer(folder):
         return Session(opened, settings, None, None)
     tokenizer = load_tokenizer(folder, opened.config, settings.tokenizer.eos_tokens)

@@ -19,7 +19,7 @@ from configs.errors import (
 )
 from inference.device import Placement, allocating, cast, parameters, place, wired
 from inference.load import LoadedModel, load, open_folder
-from tests.factories_inference import KINDS, edit_json, save, tiny_config, tiny_network, write_mlx
+from tests.factories_inference import KINDS, edit_json, tiny_config, tiny_network, write_mlx
 
 CPU = Placement("cpu", "float32")
 
@@ -204,15 +204,6 @@ def test_a_staged_folder_is_refused(tmp_path: Path) -> None:
     write_mlx(staged)
     with pytest.raises(SourceError, match="never finished"):
         open_folder(staged)
-
-
-def test_a_plain_hugging_face_folder_needs_convert(tmp_path: Path) -> None:
-    model = tiny_network(tiny_config("llama"))
-    save(tmp_path, parameters(model), tiny_config("llama"))
-    path = str(tmp_path / "model.safetensors")
-    mx.save_safetensors(path, parameters(model), metadata={"format": "pt"})
-    with pytest.raises(SourceError, match="run convert"):
-        open_folder(tmp_path)
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
