@@ -8,6 +8,7 @@ allocated on a header's word, and no tensor's bytes are read. Knows nothing of s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,17 +69,34 @@ def read_header(path: Path) -> Header:
         DiskError: It can't be read.
     """
     with disk.reading(path) as fd:
-        file_bytes = disk.file_bytes(fd, path)
-        start = bytearray(min(file_bytes, 64))
-        disk.read_into(fd, path, start, 0)
-        starts_well = start[_LENGTH_BYTES:].startswith(b"{")
-        if not starts_well:
-            _refuse_other_formats(path, start)
-        length = _header_length(path, start, file_bytes)
-        if not starts_well:
-            raise _invalid(path, "it does not begin with {")
-        text = bytearray(length)
-        disk.read_into(fd, path, text, _LENGTH_BYTES)
+
+        def read(count: int, offset: int) -> bytearray:
+            buffer = bytearray(count)
+            disk.read_into(fd, path, buffer, offset)
+            return buffer
+
+        return parse_header(path, disk.file_bytes(fd, path), read)
+
+
+def parse_header(path: Path, file_bytes: int, read: Callable[[int, int], bytearray]) -> Header:
+    """As `read_header`, for a file whose bytes come from elsewhere.
+
+    Args:
+        path: Where the file lies or will lie; it is not opened.
+        file_bytes: Its size.
+        read: Gives so many bytes from an offset.
+
+    Raises:
+        HeaderError: The file is not a safetensors file that MLX can carry.
+    """
+    start = read(min(file_bytes, 64), 0)
+    starts_well = start[_LENGTH_BYTES:].startswith(b"{")
+    if not starts_well:
+        _refuse_other_formats(path, start)
+    length = _header_length(path, start, file_bytes)
+    if not starts_well:
+        raise _invalid(path, "it does not begin with {")
+    text = read(length, _LENGTH_BYTES)
     entries = parse(text, path, _InvalidHeaderError)
     del text
     metadata = _metadata(path, entries.pop("__metadata__", {}))

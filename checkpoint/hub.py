@@ -1,147 +1,305 @@
 """Models on the Hugging Face hub: what the local cache has, and how the rest gets there.
 
-Owns the one call that pins a commit, its retries, and what the hub's errors mean to a
-user. The library does the downloading, the cache and the tokens; no token and no text
-of a server is ever shown. Importing this module imports `huggingface_hub`.
+Owns the choice of files, their way into the library's own cache, and the check of every
+one of them against the hub's hashes. Large files are fetched by `checkpoint.transfer`,
+as the library throws away what a cut connection has left; it does all else, its cache,
+locks and tokens included. Importing this module imports `huggingface_hub`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
+import itertools
 import os
-import re
-import time
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
+from threading import Event
 
-import httpx2
-from huggingface_hub import HfApi, ModelInfo, constants, get_session, snapshot_download
-from huggingface_hub.errors import (
-    DisabledRepoError,
-    FileMetadataError,
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-    XetDownloadError,
-)
-from huggingface_hub.utils import logging as hub_logging
-from huggingface_hub.utils.tqdm import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-)
+from huggingface_hub import constants, hf_hub_download, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
-from checkpoint.folder import (
-    CARRIED_PATTERNS,
-    CONFIG,
-    CONFIG_PATTERNS,
-    README,
-    TOKENIZER_PATTERNS,
-    WEIGHT_PATTERNS,
-    WEIGHTS,
-    WEIGHTS_INDEX,
-    files_like,
-    matches,
-    shown,
-)
-from checkpoint.json_file import quoted
-from checkpoint.shards import read_index
+from checkpoint import disk, own_cache
+from checkpoint.at_once import StoppedError, at_once
+from checkpoint.byte_bar import byte_bar
+from checkpoint.digests import Digest
+from checkpoint.folder import CONFIG, TOKENIZER_PATTERNS, WEIGHTS, WEIGHTS_INDEX, files_like
+from checkpoint.hub_client import HubFile, Listing, list_files, patiently, revision_name, talking
+from checkpoint.needed_files import OTHER_PATTERNS, needed_others, needed_weights
+from checkpoint.shards import ShardIndex, read_index
+from checkpoint.transfer import fetch, url_shown
+from checkpoint.verified import Expected, check_files, remember
+from configs.command import note
 from configs.errors import HubError, SourceError
 
-_PATTERNS = [*WEIGHT_PATTERNS, *CONFIG_PATTERNS, *CARRIED_PATTERNS, README]
-_TIMEOUT = 10.0
-# Seconds to wait before each further try of the first call.
-_WAITS = (1.0, 3.0)
-# Of git's rules for names, those that keep a name inside the cache's folder.
-_REVISION = re.compile(r"(?!.*\.\.)[\w][\w./+@-]*")
-_LOGIN = "log in with `hf auth login`"
+_THE_HUB = "the hub"
+_MANIFEST = "hub-files"
 
 
-def cached_snapshot(repo_id: str, revision: str | None) -> Path | None:
-    """The folder of the model in the local cache, if it is complete; asks no network."""
-    _check_revision(repo_id, revision)
-    with _library_silent(), _explained(repo_id, revision):
+@dataclass(frozen=True)
+class _Job:
+    """A large file to fetch."""
+
+    name: str
+    url: str
+    size: int
+    digest: Digest
+
+
+def cached_snapshot(repo_id: str, revision: str | None, *, quiet: bool = False) -> Path | None:
+    """The folder of the model in the local cache, if it is complete; asks no network.
+
+    Its files are held to the hashes that the cache names them by.
+
+    Raises:
+        HubError: The revision can be none.
+        SourceError: A file in the cache is damaged.
+    """
+    with talking(repo_id, revision):
         try:
-            path = snapshot_download(
-                repo_id, revision=revision, allow_patterns=_PATTERNS, local_files_only=True
+            found = snapshot_download(
+                repo_id,
+                revision=revision,
+                allow_patterns=[*OTHER_PATTERNS, WEIGHTS_INDEX],
+                local_files_only=True,
             )
         except LocalEntryNotFoundError:
             return None
-    return Path(path) if _is_complete(Path(path)) else None
+    snapshot = Path(found)
+    known = own_cache.recall(_MANIFEST, f"{repo_id}@{snapshot.name}").get("files")
+    known = known if isinstance(known, dict) else {}
+    names = _complete(snapshot, known)
+    if names is None:
+        return None
+    expected = [_by_cache(snapshot / name, known.get(name)) for name in names]
+    check_files(expected, _THE_HUB, quiet=quiet)
+    return snapshot
 
 
-def download_snapshot(repo_id: str, revision: str | None, *, bars: bool = False) -> Path:
+def download_snapshot(repo_id: str, revision: str | None, *, quiet: bool = False) -> Path:
     """Download what a conversion needs of the model, all of one commit, into the cache.
 
     Args:
         repo_id: The hub's name of the model.
         revision: A branch, tag or commit; None for the main branch.
-        bars: Show the library's progress bars on stderr.
+        quiet: Show no progress on stderr.
 
     Raises:
         HubError: It does not exist, may not be read, has no safetensors, or the hub can't
             be reached.
+        SourceError: A file is not what the hub says it is.
     """
-    _check_revision(repo_id, revision)
-    with _library_silent(bars=bars), _explained(repo_id, revision):
-        info = _pinned(repo_id, revision)
-        names = [sibling.rfilename for sibling in info.siblings or []]
-        if not any(matches(name, WEIGHT_PATTERNS) for name in names):
-            what = f"has no model*.safetensors, only {shown(names)}" if names else "is empty"
-            raise HubError(repo_id, what, "choose a repository with safetensors")
-        commit = str(info.sha)
-        get_session().timeout = _TIMEOUT
-        snapshot = Path(snapshot_download(repo_id, revision=commit, allow_patterns=_PATTERNS))
-    _remember(snapshot, revision or constants.DEFAULT_REVISION, commit)
+    with talking(repo_id, revision):
+        listing = list_files(repo_id, revision)
+        weights = weight_names(repo_id, listing)
+        names = [*needed_others(listing.files), *weights]
+        if WEIGHTS_INDEX in listing.files:
+            names.append(WEIGHTS_INDEX)
+        files = [listing.files[name] for name in names]
+        ours = [job for file in files if (job := _job(file)) is not None]
+        _fetch_large(repo_id, listing.commit, ours, quiet=quiet)
+    left = len(ours) < sum(file.large for file in files)
+    with talking(repo_id, revision, bars=left and not quiet and sys.stderr.isatty()):
+        snapshot = download_small(repo_id, listing.commit, names)
+    check_listed(snapshot, files, quiet=quiet)
+    _note_down(repo_id, snapshot, files)
+    _remember_revision(snapshot, revision_name(revision), listing.commit)
     return snapshot
 
 
-def _check_revision(repo_id: str, revision: str | None) -> None:
-    if revision is not None and not _REVISION.fullmatch(revision):
-        what = f"can't have a revision {quoted(revision)}"
-        raise HubError(repo_id, what, "give a branch, a tag or a commit")
+def weight_names(repo_id: str, listing: Listing) -> list[str]:
+    """The files that hold the weights; fetches the index, if there is one, into the cache.
+
+    Raises:
+        HubError: There are no safetensors, or shards are missing.
+        ShardIndexError: The index is none.
+    """
+
+    def index() -> ShardIndex:
+        path = Path(
+            patiently(lambda: hf_hub_download(repo_id, WEIGHTS_INDEX, revision=listing.commit))
+        )
+        check_listed(path.parent, [listing.files[WEIGHTS_INDEX]], quiet=True)
+        return read_index(path.parent)
+
+    return needed_weights(repo_id, listing.files, index)
 
 
-def _is_complete(folder: Path) -> bool:
-    """Whether all that a conversion can't do without is there.
+def download_small(repo_id: str, commit: str, names: Sequence[str]) -> Path:
+    """Let the library bring these files into its cache; gives the snapshot's folder.
 
-    The library knows what is missing only where it has the repository's list of files,
-    which a folder filled by single downloads has not.
+    One by one: for several at once it may give a folder that lacks some.
+    """
+
+    def bring(name: str, stop: Event) -> str:
+        if stop.is_set():
+            raise StoppedError
+        return patiently(lambda: hf_hub_download(repo_id, name, revision=commit))
+
+    at_once(bring, names, threads=8)
+    return _storage(repo_id) / "snapshots" / commit
+
+
+def check_listed(snapshot: Path, files: Iterable[HubFile], *, quiet: bool) -> None:
+    """Hold files of a snapshot to what the hub's list says of them.
+
+    Where the list says nothing, the names in the cache do.
+    """
+    expected = [
+        Expected(snapshot / file.name, file.size, file.digest)
+        if file.digest is not None
+        else _by_cache(snapshot / file.name, None)
+        for file in files
+    ]
+    check_files(expected, _THE_HUB, quiet=quiet)
+
+
+def _complete(folder: Path, known: Iterable[str]) -> list[str] | None:
+    """The files of a snapshot, if all that a conversion can't do without are there.
+
+    So are all that are known to belong to it: to us, from our own download, or to the
+    library, where it has the repository's list.
     """
     if not (folder / CONFIG).exists() or not files_like(folder, TOKENIZER_PATTERNS):
-        return False
-    if not (folder / WEIGHTS_INDEX).exists():
-        return (folder / WEIGHTS).exists()
-    try:
-        shards = set(read_index(folder).weight_map.values())
-    except SourceError:
-        return True  # no download would mend it: let it be read and named
-    return all((folder / shard).exists() for shard in shards)
-
-
-def _pinned(repo_id: str, revision: str | None) -> ModelInfo:
-    """What the hub says of the model at this revision, its commit above all."""
-    for wait in _WAITS:
+        return None
+    weights = [WEIGHTS]
+    if (folder / WEIGHTS_INDEX).exists():
         try:
-            return HfApi().model_info(repo_id, revision=revision, timeout=_TIMEOUT)
-        except (HfHubHTTPError, httpx2.TimeoutException) as error:
-            if isinstance(error, HfHubHTTPError) and not _may_pass(error):
-                raise
-        time.sleep(wait)
-    return HfApi().model_info(repo_id, revision=revision, timeout=_TIMEOUT)
+            weights = sorted(set(read_index(folder).weight_map.values()))
+        except SourceError:
+            weights = []  # no download would mend it: let it be read and named
+        weights.append(WEIGHTS_INDEX)
+    if not all((folder / name).exists() for name in (*weights, *known)):
+        return None
+    return [*files_like(folder, OTHER_PATTERNS), *weights]
 
 
-def _may_pass(error: HfHubHTTPError) -> bool:
-    return error.response.status_code == 429 or error.response.status_code >= 500
+def _by_cache(path: Path, noted: object) -> Expected:
+    """What the cache itself, or our own note of a download, says of a file."""
+    if path.is_symlink():
+        return Expected(path, None, Digest.named(path.readlink().name))
+    match noted:  # a cache on a file system that has no links
+        case [int(size), str(value)]:
+            return Expected(path, size, Digest.named(value))
+    return Expected(path, None, None)
 
 
-def _remember(snapshot: Path, revision: str, commit: str) -> None:
+def _job(file: HubFile) -> _Job | None:
+    """A large file as one for us to fetch.
+
+    Those beyond what plain HTTP carries are left to the library, and so are all where the
+    user has set it up for speed.
+    """
+    if file.digest is None or file.size is None or file.digest.kind != "sha256":
+        return None
+    too_large = file.size > constants.MAX_HTTP_DOWNLOAD_SIZE
+    if too_large and (constants.HF_HUB_DISABLE_XET or find_spec("hf_xet") is None):
+        what = f"has {file.size:,} bytes, more than the hub sends by plain HTTP"
+        raise HubError(url_shown(file.url), what, "unset HF_HUB_DISABLE_XET, or install hf_xet")
+    if too_large or constants.HF_XET_HIGH_PERFORMANCE:
+        return None
+    return _Job(file.name, file.url, file.size, file.digest)
+
+
+def _fetch_large(repo_id: str, commit: str, jobs: Sequence[_Job], *, quiet: bool) -> None:
+    """Fetch large files that the cache has not, some at a time."""
+    storage = _storage(repo_id)
+    snapshot = storage / "snapshots" / commit
+    jobs = [job for job in jobs if not (snapshot / job.name).exists()]
+    missing = {_blob(storage, job): job for job in jobs if not _blob(storage, job).exists()}
+    if jobs:
+        snapshot.mkdir(parents=True, exist_ok=True)
+        (storage / "blobs").mkdir(exist_ok=True)
+    here = sum(_size(_partial(blob)) for blob in missing)
+    total = sum(job.size for job in missing.values())
+    _check_room(repo_id, storage, total - here)
+    with byte_bar(f"downloading {repo_id}", total, quiet=quiet) as tell:
+
+        def bring(job: _Job, stop: Event) -> None:
+            _bring(storage, snapshot, job, tell, stop)
+
+        at_once(bring, jobs)
+
+
+def _bring(
+    storage: Path, snapshot: Path, job: _Job, tell: Callable[[int], None], stop: Event
+) -> None:
+    """Put one file into the cache as the library would: a blob, and a link that names it."""
+    blob, pointer = _blob(storage, job), snapshot / job.name
+    locks = storage.parent / ".locks" / storage.name
+    locks.mkdir(parents=True, exist_ok=True)
+    with _locked(locks / f"{blob.name}.lock", stop):
+        fetched = not blob.exists()
+        if fetched:
+            fetch(job.url, _partial(blob), job.size, job.digest, tell, stop)
+            disk.rename(_partial(blob), blob)
+        pointer.parent.mkdir(exist_ok=True)
+        pointer.unlink(missing_ok=True)  # it leads nowhere
+        _link(blob, pointer)
+        if fetched:
+            remember(pointer, job.digest)
+
+
+def _link(blob: Path, pointer: Path) -> None:
+    """Name a blob in a snapshot; where there are no links, by moving it."""
+    if not constants.HF_HUB_DISABLE_SYMLINKS:
+        with contextlib.suppress(OSError):  # of a file system that knows none
+            pointer.symlink_to(os.path.relpath(blob, pointer.parent))
+    if not pointer.exists():
+        disk.rename(blob, pointer)
+
+
+def _storage(repo_id: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo_id.replace('/', '--')}"
+
+
+def _blob(storage: Path, job: _Job) -> Path:
+    return storage / "blobs" / job.digest.value
+
+
+def _partial(blob: Path) -> Path:
+    return blob.with_name(f"{blob.name}.mlx-ferry.incomplete")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@contextlib.contextmanager
+def _locked(path: Path, stop: Event) -> Iterator[None]:
+    """Hold the library's own lock of a blob."""
+    with contextlib.ExitStack() as stack:
+        for turn in itertools.count():
+            try:
+                stack.enter_context(WeakFileLock(path, timeout=1.0))
+                break
+            except TimeoutError:
+                if stop.is_set():
+                    raise StoppedError from None
+                if not turn:
+                    note("waiting for another process that downloads the same file")
+        yield
+
+
+def _check_room(repo_id: str, storage: Path, needed: int) -> None:
+    """Refuse a download that the disk has no room for."""
+    existing = next(folder for folder in (storage, *storage.parents) if folder.exists())
+    free = disk.free_bytes(existing)
+    if free < needed:
+        what = f"needs {needed:,} bytes in {constants.HF_HUB_CACHE}, where {free:,} are free"
+        raise HubError(repo_id, what, "free some space, or set HF_HOME to another disk")
+
+
+def _note_down(repo_id: str, snapshot: Path, files: Iterable[HubFile]) -> None:
+    """Keep the hub's list for later checks, which without links has no other source."""
+    known = {file.name: [file.size, file.digest and file.digest.value] for file in files}
+    own_cache.note_down(_MANIFEST, f"{repo_id}@{snapshot.name}", {"files": known})
+
+
+def _remember_revision(snapshot: Path, revision: str, commit: str) -> None:
     """Note in the cache which commit a branch or tag was, so that the next run asks nobody.
 
     The library does so itself when it is given a branch; it was given the pinned commit.
@@ -154,79 +312,3 @@ def _remember(snapshot: Path, revision: str, commit: str) -> None:
         new = ref.with_name(f"{ref.name}.{os.getpid()}")
         new.write_text(commit)
         new.replace(ref)
-
-
-@contextlib.contextmanager
-def _library_silent(*, bars: bool = False) -> Iterator[None]:
-    """Keep the library's own warnings off stderr, which is ours, and unless told its bars."""
-    verbosity, bars_off = hub_logging.get_verbosity(), are_progress_bars_disabled()
-    hub_logging.set_verbosity(logging.ERROR)
-    if not bars:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        hub_logging.set_verbosity(verbosity)
-        if not bars_off:
-            enable_progress_bars()
-
-
-@contextlib.contextmanager
-def _explained(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn what the library raises into one line that says what to do."""
-    try:
-        yield
-    except LocalEntryNotFoundError as error:  # the library's word for many causes
-        raise _explanation(repo_id, revision, error.__cause__ or error) from error
-    except (OSError, httpx2.HTTPError, XetDownloadError, FileMetadataError) as error:
-        raise _explanation(repo_id, revision, error) from error
-    except (json.JSONDecodeError, TypeError, KeyError) as error:  # an answer of another shape
-        what = f"{_host()} does not answer like a hub"
-        raise HubError(repo_id, what, "check HF_ENDPOINT and the proxy") from error
-
-
-def _explanation(repo_id: str, revision: str | None, error: BaseException) -> HubError:
-    again = "run it again; what is downloaded stays"
-    match error:
-        case OfflineModeIsEnabled():
-            what, mend = "is not complete in the local cache", "unset HF_HUB_OFFLINE to download it"
-        case GatedRepoError():
-            what = "is gated: its owner grants access"
-            mend = f"ask for it at https://{_host()}/{repo_id}, then {_LOGIN}"
-        case RepositoryNotFoundError():
-            what = "is neither a folder here nor a public model on the hub"
-            mend = f"check the name, or {_LOGIN} if it is private"
-        case RevisionNotFoundError():
-            what = f"has no revision {quoted(revision or constants.DEFAULT_REVISION)}"
-            mend = "give a branch, a tag or a commit that it has"
-        case DisabledRepoError():
-            what, mend = "was disabled by the hub", "choose another model"
-        case HfHubHTTPError():
-            what, mend = _status(error.response.status_code)
-        case httpx2.HTTPError():
-            what, mend = f"{_host()} can't be reached", f"check the network, then {again}"
-        case FileMetadataError():
-            what = f"{_host()} does not answer like a hub"
-            mend = "check HF_ENDPOINT and the proxy"
-        case OSError(errno=int(number)):
-            what = f"can't be written to the cache: {os.strerror(number)}"
-            mend = f"make room in {constants.HF_HUB_CACHE}, or set HF_HOME to another disk"
-        case _:
-            what, mend = "did not arrive whole", again
-    return HubError(repo_id, what, mend)
-
-
-def _status(code: int) -> tuple[str, str]:
-    if code == 401:
-        return "the hub does not accept the token", _LOGIN
-    if code == 403:
-        return "the hub forbids access with this token", f"{_LOGIN} and a token that may read it"
-    if code == 429:
-        return "the hub asks for fewer requests (429)", f"wait a few minutes, or {_LOGIN}"
-    if code >= 500:
-        return f"the hub has a fault of its own ({code})", "try again in a few minutes"
-    return f"the hub refused with status {code}", "check the name and the revision"
-
-
-def _host() -> str:
-    return urlsplit(constants.ENDPOINT).hostname or "the hub"

@@ -7,7 +7,7 @@ and the comparison of index and shards. Reads no tensor's bytes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,20 +67,36 @@ def read_catalog(folder: Path) -> Catalog:
         what = f"{len(missing)} of {len(shards)} shards are missing: {', '.join(missing)}"
         raise ShardIndexError(folder, what, "download them")
     paths = [file_in(folder, name) for name in shards]
-    headers = [read_header(path) for path in paths]
-    tensors = _join(headers)
     warnings = [
         f"{folder / name} is not one of the model's shards and is left out"
         for name in names
         if name.endswith(".safetensors") and name not in shards
     ]
+    return join_headers(index, {path: read_header(path) for path in paths}, warnings)
+
+
+def join_headers(
+    index: ShardIndex | None, headers: Mapping[Path, Header], warnings: Sequence[str] = ()
+) -> Catalog:
+    """The catalog of shards whose headers are read, held against their index.
+
+    Args:
+        index: The index, if the checkpoint has one.
+        headers: Every shard's header by its path, in name order.
+        warnings: What is odd about the checkpoint so far.
+
+    Raises:
+        ShardIndexError: The index does not fit the shards, or they don't fit each other.
+    """
+    tensors = _join(list(headers.values()))
+    told = list(warnings)
     if index is not None:
         _compare(index, tensors)
-        warnings += _size_warnings(index, tensors)
+        told += _size_warnings(index, tensors)
     metadata: dict[str, str] = {}
-    for header in headers:
+    for header in headers.values():
         metadata = header.metadata | metadata
-    return Catalog(dict(sorted(tensors.items())), tuple(paths), metadata, tuple(warnings))
+    return Catalog(dict(sorted(tensors.items())), tuple(headers), metadata, tuple(told))
 
 
 def read_index(folder: Path) -> ShardIndex:

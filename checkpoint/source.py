@@ -1,12 +1,12 @@
-"""From what the user names to a complete local folder: a path, or a model on the hub.
+"""From what the user names to a complete local folder: a path, or a model on a hub.
 
-Owns the decision which of the two is meant. The hub itself is asked by `checkpoint.hub`,
-which is imported only when it is.
+Owns the decision which of them is meant. The hubs themselves are asked by
+`checkpoint.hub` and `checkpoint.modelscope`, which are imported only when they are.
 """
 
 from __future__ import annotations
 
-import sys
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,9 @@ from checkpoint import disk
 from checkpoint.json_file import quoted
 from configs.errors import SourceError
 
+_MODELSCOPE = "modelscope:"
+_MODELSCOPE_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+
 
 @dataclass(frozen=True)
 class SourceFolder:
@@ -22,13 +25,15 @@ class SourceFolder:
 
     Attributes:
         path: The folder.
-        origin: "local" for a path that was given, "hub" for one in the hub's cache.
+        origin: "local" for a path that was given, "hub" or "modelscope" for one in the
+            cache of that hub.
         repo_id: The hub's name of the model, such as "Qwen/Qwen3-0.6B".
-        commit: The commit of the hub's repository that the folder holds.
+        commit: The commit of the hub's repository that the folder holds; ModelScope does
+            not say, unless one was asked for.
     """
 
     path: Path
-    origin: Literal["local", "hub"]
+    origin: Literal["local", "hub", "modelscope"]
     repo_id: str | None = None
     commit: str | None = None
 
@@ -37,12 +42,12 @@ def resolve_source(named: str, revision: str | None = None, *, quiet: bool = Fal
     """Find or fetch the folder that the user means.
 
     Args:
-        named: A folder's path, or a hub id `org/name`.
+        named: A folder's path, a hub id `org/name`, or `modelscope:org/name`.
         revision: A branch, tag or commit of the hub's repository.
-        quiet: Show no progress of a download; off a terminal there is none anyway.
+        quiet: Show no progress of a download or a check.
 
     Raises:
-        SourceError: It is neither a folder nor a hub id.
+        SourceError: It is neither a folder nor a hub id, or what the cache holds is damaged.
         HubError: The hub does not have it, or can't be reached.
         DiskError: The path can't be looked at.
     """
@@ -54,16 +59,29 @@ def resolve_source(named: str, revision: str | None = None, *, quiet: bool = Fal
         return SourceFolder(path, "local")
     if path.is_file():
         raise SourceError(named, "is a file, not a folder", "give the folder that holds it")
+    if named.startswith(_MODELSCOPE):
+        return _on_modelscope(named.removeprefix(_MODELSCOPE), revision, quiet=quiet)
     if not _is_hub_id(named):
         mend = "check the path; a model on the hub is named as org/name"
         raise SourceError(quoted(named), "there is no such folder", mend)
 
     from checkpoint.hub import cached_snapshot, download_snapshot
 
-    snapshot = cached_snapshot(named, revision)
+    snapshot = cached_snapshot(named, revision, quiet=quiet)
     if snapshot is None:
-        snapshot = download_snapshot(named, revision, bars=not quiet and sys.stderr.isatty())
+        snapshot = download_snapshot(named, revision, quiet=quiet)
     return SourceFolder(snapshot, "hub", named, snapshot.name)
+
+
+def _on_modelscope(repo_id: str, revision: str | None, *, quiet: bool) -> SourceFolder:
+    if not _MODELSCOPE_ID.fullmatch(repo_id):
+        mend = "name a model there as modelscope:org/name"
+        raise SourceError(quoted(_MODELSCOPE + repo_id), "is no id of ModelScope", mend)
+
+    from checkpoint.modelscope import snapshot
+
+    folder, commit = snapshot(repo_id, revision, quiet=quiet)
+    return SourceFolder(folder, "modelscope", repo_id, commit)
 
 
 def _expanded(named: str) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from checkpoint import disk
-from checkpoint.folder import file_in, files_like
+from checkpoint.folder import TOKENIZER_PATTERNS, file_in, files_like, matches
 from checkpoint.json_file import json_type, json_value, parse_text, quoted, read_json_object
 from configs.errors import TokenizerError
 
@@ -43,14 +43,32 @@ class TokenizerFiles:
         main: The file that counts; anything but "tokenizer.json" must first be turned
             into one.
         highest_id: The highest token id; None if the file's format hides it.
+        beyond: Special tokens that the embedding has no row for, each with its id.
     """
 
     main: str
     highest_id: int | None
+    beyond: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """The highest id of all, the highest of ordinary tokens, and the special tokens by id."""
+
+    highest: int
+    ordinary: int
+    special: dict[int, str]
+
+
+def _ordinary(highest: int) -> _Ids:
+    return _Ids(highest, highest, {})
 
 
 def check_tokenizer(folder: Path, embedding_rows: int | None = None) -> TokenizerFiles:
     """Check the token ids of a folder's tokenizer.
+
+    A special token that the embedding has no row for is no fault of the folder's, as long
+    as no text holds it: models of text alone keep such marks for images.
 
     Args:
         folder: The model folder.
@@ -58,9 +76,11 @@ def check_tokenizer(folder: Path, embedding_rows: int | None = None) -> Tokenize
 
     Raises:
         TokenizerError: There is none, it is invalid, needs code of the folder's own, or
-            has an id that the embedding has no row for.
+            has an ordinary token that the embedding has no row for.
+        SourceError: What stands in the place of one of its files is no file.
         DiskError: A file can't be read.
     """
+    _refuse_special(folder)
     found = {pattern: files_like(folder, (pattern,)) for pattern in _SOURCES}
     main = next((names[0] for names in found.values() if names), None)
     custom = _custom_class(folder)
@@ -71,11 +91,24 @@ def check_tokenizer(folder: Path, embedding_rows: int | None = None) -> Tokenize
     if main is None:
         raise TokenizerError(folder / "tokenizer.json", "is missing", _AGAIN)
     path = file_in(folder, main)
-    highest = _highest_id(path)
-    if highest is not None and embedding_rows is not None and highest >= embedding_rows:
-        what = f"has token id {highest}, and the embedding has {embedding_rows} rows"
+    ids = _ids(path)
+    if ids is None or embedding_rows is None:
+        return TokenizerFiles(main, ids.highest if ids else None)
+    if ids.ordinary >= embedding_rows:
+        what = f"has token id {ids.ordinary}, and the embedding has {embedding_rows} rows"
         raise TokenizerError(path, what, "use the tokenizer that belongs to these weights")
-    return TokenizerFiles(main, highest)
+    beyond = sorted(number for number in ids.special if number >= embedding_rows)
+    named = tuple(f"{_shown(ids.special[number])} ({number})" for number in beyond)
+    return TokenizerFiles(main, ids.highest, named)
+
+
+def _refuse_special(folder: Path) -> None:
+    """Name a FIFO, device or folder called as a tokenizer's file, which is not just missing."""
+    for name in disk.list_folder(folder):
+        path = folder / name
+        if matches(name, TOKENIZER_PATTERNS) and path.exists() and not path.is_file():
+            with disk.reading(file_in(folder, name)):
+                pass  # which raises, saying what it is
 
 
 def _custom_class(folder: Path) -> str | None:
@@ -90,17 +123,19 @@ def _custom_class(folder: Path) -> str | None:
     return next((name for name in names if isinstance(name, str)), None)
 
 
-def _highest_id(path: Path) -> int | None:
+def _ids(path: Path) -> _Ids | None:
+    """What is said of a file's ids; None if its format hides them."""
     if path.name == "tokenizer.json":
         return _of_tokenizer_json(path)
     if path.name == "vocab.json":
         vocab = _parse(path)
         if not isinstance(vocab, dict):
             raise TokenizerError(path, f"holds {json_type(vocab)}, not an object", _AGAIN)
-        return max(_by_id(path, vocab.items()), default=None)
+        by_id = _by_id(path, vocab.items())
+        return _ordinary(max(by_id)) if by_id else None
     data = disk.read_whole(path, _LIMIT)
     if path.suffix == ".tiktoken" or _RANK.fullmatch(data.split(b"\n", 1)[0]):
-        return _of_tiktoken(path, data)
+        return _ordinary(_of_tiktoken(path, data))
     if not data:
         raise TokenizerError(path, "is empty", _AGAIN)
     return None
@@ -153,7 +188,7 @@ def _end_of_merges(text: str, start: int) -> int | None:
     return at + 1 if text[at : at + 1] == "]" else None
 
 
-def _of_tokenizer_json(path: Path) -> int:
+def _of_tokenizer_json(path: Path) -> _Ids:
     content = _parse(path)
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict):
@@ -167,7 +202,9 @@ def _of_tokenizer_json(path: Path) -> int:
         by_id = _by_id(path, _added(path, added, known), by_id)
     if not by_id:
         raise TokenizerError(path, "has an empty vocabulary", _AGAIN)
-    return max(by_id)
+    special = {token["id"]: token["content"] for token in added if token.get("special") is True}
+    ordinary = max((number for number in by_id if number not in special), default=-1)
+    return _Ids(max(by_id), ordinary, special)
 
 
 def _pieces(path: Path, vocab: object) -> Iterable[tuple[str, object]]:

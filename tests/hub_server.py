@@ -1,7 +1,8 @@
-"""A hub of our own on 127.0.0.1, for tests: the few calls that a download makes, and faults.
+"""A hub of our own on 127.0.0.1, for tests: the few calls that a download makes.
 
 Speaks `/api/models/<id>[/revision/<r>]`, `/api/models/<id>/tree/<r>` and
-`/<id>/resolve/<r>/<file>` as the Hugging Face hub does.
+`/<id>/resolve/<r>/<file>` as the Hugging Face hub does. Faults, parts and cut connections
+are those of `tests.http_server`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import close_session, constants
+
+from tests import http_server
+from tests.http_server import Answer, Server
 
 _INFO = re.compile(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?")
 _TREE = re.compile(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)")
@@ -22,32 +27,35 @@ _FILE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
 @dataclass
-class Answer:
-    """What a fault makes the hub say."""
+class Storage(Server):
+    """Where a hub keeps its large files: another host, which must see no token."""
 
-    status: int
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b"{}"
+    objects: dict[str, bytes] = field(default_factory=dict)
+
+    def respond(self, method: str, target: str) -> Answer:
+        found = self.objects.get(urlsplit(target).path)
+        return Answer(404) if found is None else Answer(200, body=found)
 
 
 @dataclass
-class Hub:
-    """Its repositories, its faults, and what it was asked.
+class Hub(Server):
+    """Its repositories.
 
     Attributes:
         repos: Repository -> commit -> file name -> content.
         branches: Repository -> branch or tag -> commit.
-        faults: Path pattern -> the answers that the next matching requests get.
-        requests: "METHOD path" of every request so far.
-        tokens: The Authorization header of each.
+        prefix: What stands before every path.
+        storage: Where it sends those who ask for large files; None for itself.
+        tells_metadata: Whether it says sizes and hashes in a model's info.
+        xet: Whether it says that its large files are in Xet as well.
     """
 
     repos: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
     branches: dict[str, dict[str, str]] = field(default_factory=dict)
-    faults: dict[str, list[Answer]] = field(default_factory=dict)
-    requests: list[str] = field(default_factory=list)
-    tokens: list[str] = field(default_factory=list)
-    endpoint: str = ""
+    prefix: str = ""
+    storage: Storage | None = None
+    tells_metadata: bool = True
+    xet: bool = False
 
     def add(self, repo: str, files: dict[str, bytes], branch: str = "main") -> str:
         """Commit these files to a branch; returns the commit."""
@@ -57,15 +65,17 @@ class Hub:
         self.branches.setdefault(repo, {})[branch] = commit
         return commit
 
-    def answer(self, method: str, target: str, token: str) -> Answer:
+    def answer(self, method: str, target: str, headers: dict[str, str]) -> Answer:
         path = urlsplit(target).path
-        if path == "/api/agent-harnesses":  # the library's own business, once a day
+        if path.endswith("/api/agent-harnesses"):  # the library's own business, once a day
             return Answer(404)
-        self.requests.append(f"{method} {path}")
-        self.tokens.append(token)
-        for pattern, answers in self.faults.items():
-            if answers and re.search(pattern, path):
-                return answers.pop(0)
+        return super().answer(method, target, headers)
+
+    def respond(self, method: str, target: str) -> Answer:
+        path = urlsplit(target).path
+        if not path.startswith(self.prefix):
+            return Answer(404)
+        path = path.removeprefix(self.prefix)
         if match := _INFO.fullmatch(path):
             return self._info(match[1], unquote(match[2] or "main"))
         if match := _TREE.fullmatch(path):
@@ -86,8 +96,11 @@ class Hub:
         commit = self._commit(repo, revision)
         if isinstance(commit, Answer):
             return commit
-        names = [{"rfilename": name} for name in self.repos[repo][commit]]
-        return _as_json({"id": repo, "sha": commit, "siblings": names})
+        siblings = [
+            {"rfilename": name} | (_metadata(name, content) if self.tells_metadata else {})
+            for name, content in self.repos[repo][commit].items()
+        ]
+        return _as_json({"id": repo, "sha": commit, "siblings": siblings})
 
     def _tree(self, repo: str, revision: str) -> Answer:
         commit = self._commit(repo, revision)
@@ -95,7 +108,9 @@ class Hub:
             return commit
         return _as_json(
             [
-                {"type": "file", "path": name, "size": len(content), "oid": _etag(content)}
+                {"type": "file", "path": name}
+                | _metadata(name, content, oid="oid")
+                | ({"xetHash": "ab" * 32} if self.xet and _is_large(name) else {})
                 for name, content in self.repos[repo][commit].items()
             ]
         )
@@ -107,52 +122,63 @@ class Hub:
         if name not in self.repos[repo][commit]:
             return Answer(404, {"X-Error-Code": "EntryNotFound"})
         content = self.repos[repo][commit][name]
-        return Answer(200, {"ETag": f'"{_etag(content)}"', "X-Repo-Commit": commit}, content)
+        etag = sha256(content) if _is_large(name) else git_id(content)
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit}
+        if self.xet and _is_large(name):
+            headers["X-Xet-Hash"] = "ab" * 32
+            headers["Link"] = f'<{self.endpoint}/xet-token>; rel="xet-auth"'
+        if self.storage is None or not _is_large(name):
+            return Answer(200, headers, content)
+        self.storage.objects[f"/objects/{etag}"] = content
+        headers["Location"] = f"{self.storage.endpoint}/objects/{etag}"
+        headers["X-Linked-ETag"], headers["X-Linked-Size"] = f'"{etag}"', str(len(content))
+        return Answer(302, headers, b"")
 
 
 @contextmanager
-def serving() -> Iterator[Hub]:
+def serving(hub: Hub | None = None) -> Iterator[Hub]:
     """A hub that answers on `endpoint` for the length of a `with` block."""
-    hub = Hub()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_GET(self) -> None:
-            self._reply(with_body=True)
-
-        def do_HEAD(self) -> None:
-            self._reply(with_body=False)
-
-        def _reply(self, *, with_body: bool) -> None:
-            token = self.headers.get("Authorization", "")
-            answer = hub.answer(self.command, self.path, token)
-            self.send_response(answer.status)
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(answer.body)))
-            self.end_headers()
-            if with_body:
-                self.wfile.write(answer.body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    hub.endpoint = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    hub = hub or Hub()
+    with http_server.serving(hub):
+        hub.endpoint += hub.prefix
         yield hub
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
-def _etag(content: bytes) -> str:
+def point_library_at(hub: Hub, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the library in this process use this hub and an empty cache."""
+    template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", f"{cache}/hub")
+    monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", f"{cache}/harnesses.json")
+    monkeypatch.setattr("checkpoint.hub_client.WAITS", (0.0, 0.0))
+    monkeypatch.setattr("checkpoint.transfer.WAITS", (0.0, 0.0))
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{cache}/own")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    close_session()
+
+
+def sha256(content: bytes) -> str:
+    """The hash by which large files go."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def git_id(content: bytes) -> str:
+    """The hash by which all others go."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _is_large(name: str) -> bool:
+    return name.endswith(".safetensors") or name == "tokenizer.json"
+
+
+def _metadata(name: str, content: bytes, oid: str = "blobId") -> dict[str, object]:
+    """What the hub says of a file, in a model's info or, with "oid", in a tree."""
+    if not _is_large(name):
+        return {"size": len(content), oid: git_id(content)}
+    key = "oid" if oid == "oid" else "sha256"
+    lfs = {key: sha256(content), "size": len(content), "pointerSize": 134}
+    return {"size": len(content), oid: git_id(b"the pointer of " + content), "lfs": lfs}
 
 
 def _as_json(value: object) -> Answer:

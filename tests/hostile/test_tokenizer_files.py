@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,13 @@ def test_real_tokenizers(tmp_path: Path, model: str, pretty: bool) -> None:
     highest = max(tokenizer.get_vocab().values())
     assert check_tokenizer(tmp_path) == TokenizerFiles("tokenizer.json", highest)
     assert check_tokenizer(tmp_path, highest + 1).highest_id == highest
+    # The last two are special: no fault, as long as no prompt holds them.
+    found = check_tokenizer(tmp_path, highest - 1)
+    assert found.beyond == (f"'<|im_start|>' ({highest - 1})", f"'<|ünï|>' ({highest})")
+    rows = highest - 2
     with pytest.raises(TokenizerError) as caught:  # case 24
-        check_tokenizer(tmp_path, highest)
-    assert caught.value.what == f"has token id {highest}, and the embedding has {highest} rows"
+        check_tokenizer(tmp_path, rows)
+    assert caught.value.what == f"has token id {rows}, and the embedding has {rows} rows"
 
 
 def tokenizer_json(vocab: object, added: object = (), **model: Any) -> bytes:
@@ -220,4 +225,26 @@ def test_vocab_json_alone_is_reported(tmp_path: Path) -> None:
     assert check_tokenizer(tmp_path, 2) == TokenizerFiles("vocab.json", 1)
     (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 0}))
     with pytest.raises(TokenizerError, match="gives the id 0 to 'a' and to 'b'"):
+        check_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a folder"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "merges.txt"])
+def test_what_is_no_file(tmp_path: Path, name: str, kind: str) -> None:
+    """It is named, and not called missing or passed over; a FIFO is never waited for."""
+    trained("bpe").save(str(tmp_path / "tokenizer.json"))
+    path = tmp_path / name
+    path.unlink(missing_ok=True)
+    if kind == "a FIFO":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    with pytest.raises(SourceError, match=f"is {kind}, not a file") as caught:
+        check_tokenizer(tmp_path)
+    assert caught.value.where == str(path)
+
+
+def test_a_link_that_leads_nowhere_is_missing(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").symlink_to("nothing")
+    with pytest.raises(TokenizerError, match="is missing"):
         check_tokenizer(tmp_path)

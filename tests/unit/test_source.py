@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import close_session, constants
+from huggingface_hub import close_session, constants, snapshot_download
 
 from checkpoint.folder import files_like
 from checkpoint.shards import read_catalog
 from checkpoint.source import SourceFolder, resolve_source
 from configs.errors import DiskError, HubError, SourceError
 from tests.factories import write_sharded
-from tests.hub_server import Answer, Hub, serving
+from tests.hub_server import Answer, Hub, point_library_at, serving
 
 REPO = "org/tiny-model"
 TOKEN = "hf_averysecrettokenindeed"
@@ -45,15 +46,8 @@ def files(tmp_path: Path) -> dict[str, bytes]:
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub on this machine, an empty cache, and a token that must never be shown."""
     with serving() as hub:
-        template = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "AGENT_HARNESSES_PATH", str(tmp_path / "harnesses.json"))
-        monkeypatch.setattr("checkpoint.hub._WAITS", (0.0, 0.0))
+        point_library_at(hub, str(tmp_path / "cache"), monkeypatch)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        close_session()
         yield hub
         close_session()
 
@@ -130,7 +124,7 @@ def test_download(hub: Hub, files: dict[str, bytes]) -> None:
 def test_complete_cache_asks_nobody(hub: Hub, files: dict[str, bytes]) -> None:
     commit = hub.add(REPO, files)
     first = resolve_source(REPO)
-    hub.requests.clear()
+    hub.forget()
     hub.add(REPO, files | {"config.json": b"newer"})
     assert resolve_source(REPO) == first
     assert resolve_source(REPO, commit) == first
@@ -144,29 +138,42 @@ def test_revisions(hub: Hub, files: dict[str, bytes], revision: str) -> None:
     source = resolve_source(REPO, revision)
     assert source.commit == other
     assert (source.path / "config.json").read_bytes() == b"another"
-    hub.requests.clear()
+    hub.forget()
     assert resolve_source(REPO, revision) == source
     assert resolve_source(REPO, other) == source
     assert hub.requests == []
 
 
 @pytest.mark.parametrize("name", ["config.json", "model-00002-of-00002.safetensors"])
-@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("noted", [True, False])
 def test_incomplete_cache_is_completed(
-    hub: Hub, files: dict[str, bytes], name: str, listed: bool
+    hub: Hub, files: dict[str, bytes], name: str, noted: bool, tmp_path: Path
 ) -> None:
-    """With the library's list of the repository's files, or by what the index names."""
+    """With our own list of the files, or by what the index names."""
     hub.add(REPO, files)
     source = resolve_source(REPO)
-    (source.path / name).unlink()
-    if not listed:
-        for path in source.path.parents[1].glob("trees/*"):
-            path.unlink()
-    hub.requests.clear()
+    (source.path / name).resolve().unlink()
+    if not noted:
+        shutil.rmtree(tmp_path / "cache/own")
+    hub.forget()
     assert resolve_source(REPO) == source
     assert (source.path / name).read_bytes() == files[name]
     assert any(asked.endswith(name) for asked in hub.requests)
     assert not any(asked.endswith("tokenizer.json") for asked in hub.requests)
+
+
+@pytest.mark.parametrize("listed_by", ["us", "the library"])
+def test_a_licence_that_is_missing_is_fetched(
+    hub: Hub, files: dict[str, bytes], tmp_path: Path, listed_by: str
+) -> None:
+    hub.add(REPO, files)
+    source = resolve_source(REPO)
+    if listed_by == "the library":
+        shutil.rmtree(tmp_path / "cache/own")
+        snapshot_download(REPO, allow_patterns="LICENSE")
+    (source.path / "LICENSE").resolve().unlink()
+    assert resolve_source(REPO) == source
+    assert (source.path / "LICENSE").read_bytes() == files["LICENSE"]
 
 
 def test_passing_faults_are_ridden_out(hub: Hub, files: dict[str, bytes]) -> None:
@@ -256,7 +263,7 @@ def test_repository_without_safetensors(hub: Hub, names: list[str], what: str) -
 def test_fault_during_the_download(hub: Hub, files: dict[str, bytes]) -> None:
     hub.add(REPO, files)
     hub.faults["resolve/.*/config.json"] = [Answer(404, {"X-Error-Code": "EntryNotFound"})]
-    with pytest.raises(HubError, match="refused with status 404"):
+    with pytest.raises(HubError, match=r"lacks a file that the hub lists \(404\)"):
         resolve_source(REPO)
     assert resolve_source(REPO).origin == "hub"
 
@@ -277,7 +284,7 @@ def test_offline(hub: Hub, files: dict[str, bytes], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     source = resolve_source(REPO)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    hub.requests.clear()
+    hub.forget()
     assert resolve_source(REPO) == source
     assert hub.requests == []
 
