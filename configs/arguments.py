@@ -10,13 +10,17 @@ import argparse
 import os
 import re
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from configs import __version__
 from configs.checks import InvalidValue, nearest, shown
+from configs.command import say
 from configs.errors import UsageError
 from configs.keys import KEYS, MODES
 from configs.settings import Setting, refusal
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 _WIDEST = 100
 
@@ -67,6 +71,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """What argparse finds wrong with no flag in particular."""
         raise UsageError(self.prog, message, f"see {self.prog} --help")
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """What argparse prints is the help; it passes over a stdout that can't be written."""
+        say(message, end="")
 
     def _refused(self, error: argparse.ArgumentError) -> UsageError:
         name = max((error.argument_name or self.prog).split("/"), key=len)
@@ -178,7 +186,7 @@ class _VersionAction(argparse.Action):
         values: str | Sequence[Any] | None,
         option_string: str | None = None,
     ) -> None:
-        print(f"{parser.prog} (mlx-ferry) {__version__}")
+        say(f"{parser.prog} (mlx-ferry) {__version__}")
         parser.exit()
 
 

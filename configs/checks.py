@@ -83,6 +83,9 @@ class Check(NamedTuple):
             return self(text)
         try:
             return self(self.parse(text))
+        except InvalidValue as error:
+            words = _short(text) or '""'
+            raise InvalidValue(f"{words} is not allowed", error.mend) from error
         except ValueError as error:
             raise InvalidValue(
                 f"{_short(text)} is not allowed", f"it takes {self.takes}"
@@ -103,11 +106,17 @@ def choice(*allowed: int | str) -> Check:
 def integer(low: int, high: int = _LARGEST_INT) -> Check:
     """A whole number, from `low` to `high`."""
 
-    def read(value: object) -> object:
-        return value if type(value) is int and low <= value <= high else None
-
     takes = f"a whole number of at least {low}"
-    return Check(takes if high == _LARGEST_INT else f"{takes} and at most {high}", "N", read, int)
+    bounded = f"{takes} and at most {high}"
+
+    def read(value: object) -> object:
+        if type(value) is not int or value < low:
+            return None
+        if value > high:
+            raise InvalidValue(f"{shown(value)} is not allowed", f"it takes {bounded}")
+        return value
+
+    return Check(takes if high == _LARGEST_INT else bounded, "N", read, _whole)
 
 
 def real(low: float, high: float = sys.float_info.max, *, above: bool = False) -> Check:
@@ -165,6 +174,56 @@ def texts(takes: str) -> Check:
         return tuple(items) if all(_is_text(item) and item for item in items) else None
 
     return Check(f"{takes}, none of them empty", "TEXT", read, kind="many")
+
+
+def tokens() -> Check:
+    """A list of tokens, by text or id; one stands for a list of one. Kept as a tuple.
+
+    The text of a flag that is a whole number is an id; in a file, text is text.
+    """
+
+    def read(value: object) -> object:
+        items = [value] if isinstance(value, (int, str)) else value
+        if not isinstance(items, (list, tuple)):
+            return None
+        good = all(_is_id(item) or (_is_text(item) and item) for item in items)
+        return tuple(items) if good else None
+
+    def parse(text: str) -> object:
+        return _whole(text) if text.isascii() and text.isdigit() else text
+
+    return Check("tokens, by their text or their id", "TOKEN|ID", read, parse, kind="many")
+
+
+def biases(largest: float) -> Check:
+    """Numbers up to +-`largest` for token ids: a table, or a list of pairs.
+
+    Kept as a tuple of pairs, in the order of the ids; of two for one id the last holds.
+    """
+    number = real(-largest, largest)
+
+    def read(value: object) -> object:
+        pairs = list(value.items()) if isinstance(value, dict) else value
+        if not isinstance(pairs, (list, tuple)):
+            return None
+        kept = {}
+        for pair in pairs:
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                return None
+            token, bias = pair
+            if isinstance(token, str) and token.isascii() and token.isdigit():
+                token = _whole(token)
+            if not _is_id(token) or (found := number.read(bias)) is None:
+                return None
+            kept[token] = found
+        return tuple(sorted(kept.items()))
+
+    def parse(text: str) -> object:
+        token, _, bias = text.partition("=")
+        return [[_whole(token), float(bias)]]
+
+    takes = f"a token id and a number from {-largest:g} to {largest:g} for it"
+    return Check(takes, "ID=VALUE", read, parse, kind="many")
 
 
 def plain_name() -> Check:
@@ -232,12 +291,26 @@ def nearest(word: str, known: list[str]) -> str:
     """What to say of a misspelt word: the nearest known one, or all of them."""
     from difflib import get_close_matches
 
-    near = get_close_matches(word, known, n=1)
+    # What begins with the word is what its writer began to write: --temp is no --system.
+    longer = [name for name in known if name.startswith(word) and word.strip("-")]
+    near = [min(longer, key=len)] if longer else get_close_matches(word, known, n=1)
     return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
 
 
 def _short(words: str) -> str:
     return words if len(words) <= 60 else f"{words[:40]}...{words[-10:]}"
+
+
+def _whole(text: str) -> int:
+    """Python's own limit on digits is no reason to call a number none."""
+    digits = text.lstrip("+-")
+    if len(digits) > 100 and digits.isdigit():
+        return -(10**100) if text.startswith("-") else 10**100
+    return int(text)
+
+
+def _is_id(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST_INT
 
 
 def _is_text(value: object) -> bool:

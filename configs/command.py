@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-from configs.errors import FerryError
+from configs.errors import DiskError, FerryError
 
 _LONGEST = 2000  # characters of a message; more of it helps nobody
 
@@ -85,6 +85,27 @@ def note(text: str) -> None:
             print(escape(text), file=sys.stderr, flush=True)
 
 
+def say(text: str, mend: str = "send it to another place", end: str = "\n") -> None:
+    """Something on stdout, at once.
+
+    Args:
+        text: A line, or several.
+        mend: What to tell the user if stdout can't be written: what was done all the same.
+        end: What follows it.
+
+    Raises:
+        DiskError: It can't.
+        BrokenPipeError: Nobody reads it any more.
+    """
+    try:
+        print(text, end=end)
+        _flush_stdout()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise DiskError("stdout", error.strerror or str(error), mend) from error
+
+
 def warn(text: str) -> None:
     """One line on stderr that begins with "warning:"."""
     note(f"warning: {text}")
@@ -124,6 +145,8 @@ def _end(error: BaseException, *, debug: bool) -> int:
     if line:
         shortened = line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."
         note(f"error: {shortened}")
+    for added in getattr(error, "__notes__", ()):  # what the user should know all the same
+        note(added)
     try:
         _flush_stdout()  # what was printed so far is kept
     except (OSError, ValueError):
@@ -165,8 +188,12 @@ def _reader_gone() -> bool:
 
 
 def _flush_stdout() -> None:
-    if sys.stdout is not None:  # it is when the process was started with stdout closed
+    if sys.stdout is None:  # the process was started with stdout closed
+        return
+    try:
         sys.stdout.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout") from error
 
 
 def _discard_stdout() -> None:

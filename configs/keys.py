@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from configs.checks import (
     Check,
+    biases,
     choice,
     file_path,
     integer,
@@ -22,6 +23,7 @@ from configs.checks import (
     switch,
     text,
     texts,
+    tokens,
 )
 
 
@@ -66,6 +68,7 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "model.revision": Key(text("a branch, tag or commit", "REVISION")),
         "model.path": Key(file_path()),
         "convert.quantize": Key(switch(), False),
+        "convert.dequantize": Key(switch(), False),
         "convert.bits": Key(BITS, MODES["affine"].bits[0]),
         "convert.group_size": Key(GROUP_SIZE, MODES["affine"].group_sizes[0]),
         "convert.mode": Key(MODE, "affine"),
@@ -78,18 +81,32 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "tokenizer.eos_tokens": Key(texts("a list of tokens"), ()),
         "tokenizer.chat_template": Key(file_path()),
         "tokenizer.trust_remote_code": Key(off("code from a model folder is never run"), False),
-        "generate.temperature": Key(real(0), 0.7),
+        "generate.temperature": Key(real(0, 100), 0.7),
         "generate.top_p": Key(real(0, 1, above=True), 0.95),
         "generate.top_k": Key(integer(0), 0),
         "generate.min_p": Key(real(0, 1), 0.0),
+        "generate.xtc_probability": Key(real(0, 1), 0.0),
+        "generate.xtc_threshold": Key(real(0, 0.5), 0.1),
         "generate.repetition_penalty": Key(real(0, above=True), 1.0),
-        "generate.repetition_context": Key(integer(1), 20),
+        "generate.repetition_context": Key(integer(0), 20),
+        "generate.presence_penalty": Key(real(-100, 100), 0.0),
+        "generate.presence_context": Key(integer(0), 0),
+        "generate.frequency_penalty": Key(real(-100, 100), 0.0),
+        "generate.frequency_context": Key(integer(0), 0),
+        "generate.logit_bias": Key(biases(100), ()),
         "generate.max_tokens": Key(integer(1), 512),
+        "generate.min_tokens": Key(integer(0), 0),
         "generate.stop": Key(texts("a list of texts"), ()),
+        "generate.stop_token": Key(tokens(), ()),
+        "generate.ignore_eos": Key(switch(), False),
+        "generate.logprobs": Key(integer(0, 20)),
+        "generate.n": Key(integer(1, 128), 1),
         "generate.seed": Key(integer(0, 2**64 - 1)),
         "generate.system": Key(text("text", empty=True)),
         "memory.context": Key(integer(1)),
+        "memory.load_bits": Key(choice(4, 8)),
         "memory.kv_bits": Key(choice(4, 8)),
+        "memory.batch_size": Key(integer(1, 4096), 32),
         "memory.limit": Key(size()),
     }
 )

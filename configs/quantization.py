@@ -101,6 +101,7 @@ class ConvertTable(Table, checks=checks_of("convert")):
 
     Args:
         quantize: Quantize the weights.
+        dequantize: Make a plain folder in Hugging Face's layout of an MLX folder.
         bits: Bits per weight. Each mode has its own default: affine 4, mxfp4 4, nvfp4 4, mxfp8 8.
         group_size: Weights that share a scale: affine 64, mxfp4 32, nvfp4 16, mxfp8 32.
         mode: Quantization mode.
@@ -111,6 +112,7 @@ class ConvertTable(Table, checks=checks_of("convert")):
     """
 
     quantize: bool = DEFAULTS["convert.quantize"]
+    dequantize: bool = DEFAULTS["convert.dequantize"]
     bits: int = DEFAULTS["convert.bits"]
     group_size: int = DEFAULTS["convert.group_size"]
     mode: str = DEFAULTS["convert.mode"]
@@ -121,6 +123,8 @@ class ConvertTable(Table, checks=checks_of("convert")):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.quantize and self.dequantize:
+            raise InvalidValue("goes against quantize", "choose one of them", ("dequantize",))
         _check_mode(self.mode, self.bits, self.group_size)
         for index, rule in enumerate(self.layers):
             chosen = self._choice(rule)

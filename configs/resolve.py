@@ -14,7 +14,8 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from configs.checks import InvalidValue
-from configs.errors import ConfigError, ModelConfigError
+from configs.errors import ConfigError
+from configs.generation_config import recommended, unhonoured
 from configs.keys import KEYS, MODES
 from configs.schema import (
     TABLES,
@@ -38,15 +39,6 @@ _DEPEND = {
     "convert.mode": ("convert.bits", "convert.group_size"),
 }
 
-_GENERATION_CONFIG = {
-    "temperature": "generate.temperature",
-    "top_p": "generate.top_p",
-    "top_k": "generate.top_k",
-    "min_p": "generate.min_p",
-    "repetition_penalty": "generate.repetition_penalty",
-    "max_new_tokens": "generate.max_tokens",
-}
-
 
 @dataclass(frozen=True)
 class Layers:
@@ -56,11 +48,13 @@ class Layers:
     toml: Layer = field(default_factory=dict)
     sets: Layer = field(default_factory=dict)
     flags: Layer = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def with_generation_config(self, mapping: Mapping[str, object], path: Path) -> Layers:
         """The same with what the model's own file recommends.
 
-        Its keys that mean nothing here are passed over; so is null, which says "not set".
+        Its keys that change no answer here are passed over; so is null, which says "not set".
+        Those that would change it, and can't be honoured, become a warning.
 
         Args:
             mapping: The parsed generation_config.json.
@@ -69,7 +63,13 @@ class Layers:
         Raises:
             ModelConfigError: A value that the key can't take.
         """
-        return replace(self, generation_config=_generation_layer(mapping, path))
+        lost = unhonoured(mapping)
+        warnings = [f"{path}: {', '.join(lost)} can't be honoured; it is left out"] if lost else []
+        return replace(
+            self,
+            generation_config=recommended(mapping, path),
+            warnings=(*self.warnings, *warnings),
+        )
 
     def resolve(self) -> Resolved:
         """The tables, every value from the strongest layer that has it.
@@ -84,13 +84,14 @@ class Layers:
                     for dependent in dependents:
                         chosen.pop(dependent, None)
             chosen.update(layer)
+        _own_context(chosen, self.generation_config)
         mode = MODES[cast(str, chosen["convert.mode"].value)] if "convert.mode" in chosen else None
         if mode is not None:
             chosen.setdefault("convert.bits", Setting(mode.bits[0], DEFAULT))
             chosen.setdefault("convert.group_size", Setting(mode.group_sizes[0], DEFAULT))
         tables = {name: _table(name, chosen) for name in TABLES}
         origins = {key: chosen[key].origin if key in chosen else DEFAULT for key in KEYS}
-        return Resolved(**tables, origins=origins)  # type: ignore[arg-type]
+        return Resolved(**tables, origins=origins, warnings=self.warnings)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Resolved:
     generate: GenerateTable
     memory: MemoryTable
     origins: Mapping[str, str] = field(repr=False)
+    warnings: tuple[str, ...] = ()
 
     def origin(self, key: str) -> str:
         """Where a value came from: "default", "my.toml:12", "--set generate.seed", "--seed"."""
@@ -113,10 +115,13 @@ class Resolved:
         return self.origins[key] != DEFAULT
 
     def default_folder(self, dtype: str) -> Path:
-        """The MLX folder's place when no path is given: `mlx_models/<name>-<bits>bit`.
+        """The result's place when no path is given.
+
+        That is `mlx_models/<name>-<bits>bit`, `-<mode>` for a mode that has but one number of
+        bits, `-hf` for a folder in Hugging Face's layout, and else `-<dtype>`.
 
         Args:
-            dtype: Of the weights; it takes the place of the bits when they are not quantized.
+            dtype: Of the weights, if they are not quantized.
 
         Raises:
             ConfigError: Nothing says what the model is called.
@@ -128,14 +133,31 @@ class Resolved:
             KEYS["model.name"].check(name)
         except InvalidValue as error:
             raise ConfigError("model.name", "nothing names this model", "set it") from error
-        kind = f"{self.convert.bits}bit" if self.convert.quantize else dtype
-        return Path("mlx_models") / f"{name}-{kind}"
+        return Path("mlx_models") / f"{name}-{self._kind() or dtype}"
+
+    def _kind(self) -> str:
+        """What the default folder is named for; empty if that is the dtype."""
+        table = self.convert
+        if table.dequantize:
+            return "hf"
+        if table.quantize:
+            return f"{table.bits}bit" if table.mode == "affine" else table.mode
+        return ""
 
     def show(self) -> str:
         """Every value and its origin, as TOML that can be read again."""
         from configs.show import show
 
         return show(self)
+
+
+def _own_context(chosen: dict[str, Setting], recommended: Layer) -> None:
+    """The window that a model's penalty is meant with is not that of another penalty."""
+    penalty, context = "generate.repetition_penalty", "generate.repetition_context"
+    if penalty not in recommended or chosen[penalty] is recommended[penalty]:
+        return
+    if chosen[context] is recommended[context]:
+        del chosen[context]
 
 
 def _table(name: str, chosen: Mapping[str, Setting]) -> object:
@@ -148,21 +170,3 @@ def _table(name: str, chosen: Mapping[str, Setting]) -> object:
         error.path = tuple(inner)
         origin = given[str(key)].origin if key in given else DEFAULT
         raise refusal(origin, (name, key), error) from error
-
-
-def _generation_layer(mapping: Mapping[str, object], path: Path) -> Layer:
-    layer = {}
-    for name, key in _GENERATION_CONFIG.items():
-        value = mapping.get(name)
-        if value is None:
-            continue
-        try:
-            layer[key] = Setting(KEYS[key].check(value), path.name)
-        except InvalidValue as error:
-            raise ModelConfigError(path, f"{name}: {error.what}", error.mend) from error
-    sample = mapping.get("do_sample")
-    if sample is not None and not isinstance(sample, bool):
-        raise ModelConfigError(path, "do_sample is neither true nor false", "correct the file")
-    if sample is False:
-        layer["generate.temperature"] = Setting(0.0, path.name)
-    return layer

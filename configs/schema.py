@@ -73,10 +73,25 @@ class GenerateTable(Table, checks=checks_of("generate")):
         top_p: Draw from the most probable tokens that together have this probability; 1 is off.
         top_k: Draw from this many most probable tokens; 0 is off.
         min_p: Leave out tokens below this share of the most probable one's probability; 0 is off.
+        xtc_probability: How often, of 1, the most probable tokens are left out for a less usual
+            one; 0 is off.
+        xtc_threshold: Tokens of at least this probability are then left out, but for the least
+            probable of them.
         repetition_penalty: Above 1 makes tokens that were just used less probable; 1 is off.
-        repetition_context: How many tokens back the penalty looks.
+        repetition_context: How many tokens back, into the prompt too, it looks; 0 for all.
+        presence_penalty: Taken from the logits of tokens that the answer has; 0 is off.
+        presence_context: How many tokens of the answer it looks back; 0 for all.
+        frequency_penalty: The same, once for each time the answer has the token; 0 is off.
+        frequency_context: How many tokens of the answer it looks back; 0 for all.
+        logit_bias: Added to the logits of these token ids; pairs of an id and its bias.
         max_tokens: Longest answer, in tokens.
+        min_tokens: Nothing ends the answer before it has this many tokens.
         stop: The answer ends before any of these texts.
+        stop_token: Tokens that end the answer, besides the model's own; by text, or by id.
+        ignore_eos: Whether the model's own end-of-sequence tokens end nothing.
+        logprobs: Give the log-probability of each token, and of this many of the most probable
+            ones at its place.
+        n: How many answers to give.
         seed: Of the random numbers; a new one each time when not set.
         system: The system message.
     """
@@ -85,10 +100,22 @@ class GenerateTable(Table, checks=checks_of("generate")):
     top_p: float = DEFAULTS["generate.top_p"]
     top_k: int = DEFAULTS["generate.top_k"]
     min_p: float = DEFAULTS["generate.min_p"]
+    xtc_probability: float = DEFAULTS["generate.xtc_probability"]
+    xtc_threshold: float = DEFAULTS["generate.xtc_threshold"]
     repetition_penalty: float = DEFAULTS["generate.repetition_penalty"]
     repetition_context: int = DEFAULTS["generate.repetition_context"]
+    presence_penalty: float = DEFAULTS["generate.presence_penalty"]
+    presence_context: int = DEFAULTS["generate.presence_context"]
+    frequency_penalty: float = DEFAULTS["generate.frequency_penalty"]
+    frequency_context: int = DEFAULTS["generate.frequency_context"]
+    logit_bias: tuple[tuple[int, float], ...] = DEFAULTS["generate.logit_bias"]
     max_tokens: int = DEFAULTS["generate.max_tokens"]
+    min_tokens: int = DEFAULTS["generate.min_tokens"]
     stop: tuple[str, ...] = DEFAULTS["generate.stop"]
+    stop_token: tuple[int | str, ...] = DEFAULTS["generate.stop_token"]
+    ignore_eos: bool = DEFAULTS["generate.ignore_eos"]
+    logprobs: int | None = DEFAULTS["generate.logprobs"]
+    n: int = DEFAULTS["generate.n"]
     seed: int | None = DEFAULTS["generate.seed"]
     system: str | None = DEFAULTS["generate.system"]
 
@@ -99,12 +126,16 @@ class MemoryTable(Table, checks=checks_of("memory")):
 
     Args:
         context: Most tokens of prompt and answer together; the model's own limit when not set.
+        load_bits: Quantize weights that are not quantized to this many bits when they are read.
         kv_bits: Keep the KV cache at this many bits; in the compute dtype when not set.
+        batch_size: Most answers of a batch under way at once; fewer where memory is short.
         limit: Most memory for MLX, in bytes; text such as "12GB" is read. MLX's own when not set.
     """
 
     context: int | None = DEFAULTS["memory.context"]
+    load_bits: int | None = DEFAULTS["memory.load_bits"]
     kv_bits: int | None = DEFAULTS["memory.kv_bits"]
+    batch_size: int = DEFAULTS["memory.batch_size"]
     limit: int | None = DEFAULTS["memory.limit"]
 
 

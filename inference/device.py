@@ -154,6 +154,28 @@ def allocating() -> Iterator[None]:
         ) from error
 
 
+def kv_budget(placement: Placement, weight_bytes: int, limit: int | None) -> int | None:
+    """Bytes that KV caches may take beside the weights; None where nothing says.
+
+    A tenth of what there is stays free for activations and the system.
+
+    Args:
+        placement: Where the model runs.
+        weight_bytes: Of the loaded model.
+        limit: Most memory for all of it, where the user gave one.
+    """
+    if limit is not None:
+        return max(0, int(0.9 * (limit - weight_bytes)))
+    if placement.device == "cpu":
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+        return max(0, int(0.9 * free) - weight_bytes)
+    info = mx.device_info()
+    for name in ("max_recommended_working_set_size", "total_memory", "memory_size"):
+        if whole := info.get(name):
+            return max(0, int(0.9 * int(whole)) - weight_bytes)
+    return None
+
+
 @contextmanager
 def wired(placement: Placement) -> Iterator[None]:
     """On Metal, keep the model's memory resident while it runs, and restore the limit after."""

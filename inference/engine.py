@@ -1,9 +1,9 @@
 """The one engine: requests in, a stream of events out.
 
-Owns the order of work. Each `step` takes in requests that wait, reads one piece of
-one prompt, and decodes one token of every answer under way, so that a long prompt
-never stalls the answers that run. Every request has its own cache, sampler and
-reader, and what it gives does not depend on the others.
+Owns the order of work. Each `step` begins one token more for every answer under way and
+looks at the one before, takes in requests that wait as memory allows, and reads a piece
+of their prompts: a small one while answers run, so that a long prompt never stalls them.
+What a request gives does not depend on the others.
 
 Knows token ids, never text formats: a `Reader` makes text of them and says when a
 stop string ends an answer.
@@ -15,56 +15,35 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, cast
+from functools import cached_property, partial
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from configs.errors import FerryError, GenerationError
-from inference.cache import SequenceCache
-from inference.events import Delta, Event, Failed, Finished, FinishReason, Started, Timings, Usage
+from configs.errors import FerryError
+from inference.budget import PIECE_TOKENS, Budget, measure
+from inference.cache import Held, SequenceCache
+from inference.decoding import Decoder, OneByOne, Step, Together, own_cache
+from inference.events import Event, Failed, Finished, Started, Timings, Usage
+from inference.prefill import Prefill
+from inference.reader import Reader
 from inference.request import TokenRequest
+from inference.rows import Row
 from inference.sampler import Sampler
+from inference.selfcheck import Batching, batching_of
+from inference.throughput import Throughput
 
-PREFILL_TOKENS = 2048
-_SCORE_BYTES = 512 * 2**20  # of attention scores at a time, where attention is not fused
+_BETWEEN_TOKENS = 512  # of prompts, read between two tokens of the answers under way
+_LOOKAHEAD = 256  # requests taken in before they can start, to see what they share
 _CLEAR_EVERY = 256
 
 
-class Reader(Protocol):
-    """Makes the text of one answer from its tokens."""
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string has ended the answer."""
-
-    def push(self, token: int) -> str:
-        """Take a token; return the text that may be shown now."""
-
-    def flush(self) -> str:
-        """The text that was held back, once the answer is over."""
-
-
-@dataclass
-class _Row:
-    """One request under way."""
+@dataclass(frozen=True)
+class _Waiting:
+    """A request that waits, with the cache that it may begin with."""
 
     request: TokenRequest
-    cache: SequenceCache
-    sampler: Sampler
-    reader: Reader
-    began: float
-    read: int = 0
-    produced: int = 0
-    first_token_at: float | None = None
-    last_token_at: float = 0.0
-    # The step that the device works on: its token, and the log-sum-exp of its logits.
-    pending: tuple[mx.array, mx.array] | None = None
-
-    @property
-    def unread(self) -> int:
-        """Prompt tokens before the last, which are read without asking what follows."""
-        return len(self.request.prompt) - 1 - self.read
+    given: Held | None
 
 
 @dataclass
@@ -72,12 +51,14 @@ class Engine:
     """Runs requests on one model.
 
     Args:
-        model: Called with token ids [1, n] and a cache; gives logits [1, n, vocabulary].
+        model: Called with token ids [rows, n] and a cache; gives logits [rows, n, vocabulary].
         make_reader: Makes the reader of a request.
         kv_bits: Of the KV cache; None keeps it in the compute dtype.
         attention_heads: Query heads of a layer, where attention is not fused: prompts are
             then read in pieces small enough for its scores. None where it is.
         max_rows: Answers under way at once.
+        budget_bytes: Most that the KV caches may take; None for no limit.
+        throughput: What it all took so far.
     """
 
     model: nn.Module
@@ -85,142 +66,214 @@ class Engine:
     kv_bits: int | None = None
     attention_heads: int | None = None
     max_rows: int = 1
-    _waiting: deque[TokenRequest] = field(default_factory=deque)
-    _rows: list[_Row] = field(default_factory=list)
+    budget_bytes: int | None = None
+    throughput: Throughput = field(default_factory=Throughput)
+    _waiting: deque[_Waiting] = field(default_factory=deque)
+    _rows: list[Row] = field(default_factory=list)
+    _begun: Step | None = None
+    _cancelled: set[str] = field(default_factory=set)
+    _kept: dict[str, Held | None] = field(default_factory=dict)
+    _lookers: dict[str, Callable[[SequenceCache], None]] = field(default_factory=dict)
     _steps: int = 0
 
-    def submit(self, request: TokenRequest) -> None:
-        """Take a request; it starts when a row is free."""
-        self._waiting.append(request)
+    def submit(
+        self,
+        request: TokenRequest,
+        given: Held | None = None,
+        *,
+        keep: bool = False,
+        look: Callable[[SequenceCache], None] | None = None,
+    ) -> None:
+        """Take a request; it starts when there is room.
 
-    def run(self, requests: Iterable[TokenRequest]) -> Iterator[Event]:
-        """Submit requests and yield the events of all until each has finished."""
-        for request in requests:
-            self.submit(request)
-        while self._waiting or self._rows:
-            yield from self.step()
+        Args:
+            request: With an id that no other under way has.
+            given: A cache to begin with, as far as the prompt begins with what it has
+                read. It is the engine's from here.
+            keep: Hold the request's own cache for `take_cache`.
+            look: Shown the cache once it has read the prompt but for its last token; it may
+                copy it, and not change it.
+        """
+        self._waiting.append(_Waiting(request, given))
+        if keep:
+            self._kept[request.id] = None
+        if look is not None:
+            self._lookers[request.id] = look
+
+    def take_cache(self, request: str) -> Held | None:
+        """The cache of a request that has finished, if it was to be kept."""
+        return self._kept.pop(request, None)
+
+    def cancel(self, request: str) -> None:
+        """Finish a submitted request at the next step, with what it has.
+
+        It may be called from a signal handler.
+        """
+        self._cancelled.add(request)
+
+    def run(self, requests: Iterable[TokenRequest] = ()) -> Iterator[Event]:
+        """Yield the events of these requests, and of those submitted, until all have finished.
+
+        Requests are taken from the iterable as there is room. Closing the iterator drops
+        whatever is not finished.
+        """
+        source, more = iter(requests), True
+        try:
+            while True:
+                while more and len(self._waiting) < _LOOKAHEAD:
+                    request = next(source, None)
+                    if request is None:
+                        more = False
+                    else:
+                        self.submit(request)
+                if not self._waiting and not self._rows:
+                    return
+                yield from self.step()
+        finally:
+            self._waiting.clear()
+            for row in [*self._rows]:
+                self._drop(row)
+            self._begun = None
 
     def step(self) -> list[Event]:
-        """Admit, prefill, decode."""
-        events: list[Event] = self._admit()
-        reading = next((row for row in self._rows if row.unread), None)
-        if reading is not None:
-            events += self._work(self._prefill, reading)
-        for row in [row for row in self._rows if not row.unread]:
-            events += self._work(self._decode, row)
+        """Decode, admit, prefill."""
+        with self.throughput.timed():
+            events = [*self._cancel(), *self._decode(), *self._admit(), *self._read()]
+        self.throughput.rows = len(self._rows)
         self._steps += 1
         if self._steps % _CLEAR_EVERY == 0:
             mx.clear_cache()
         return events
 
+    def _decode(self) -> list[Event]:
+        """Give the device the next step of all, then look at the one before."""
+        going = [row for row in self._rows if row.going]
+        before, self._begun = self._begun, None
+        if going:
+            if not self._waiting and all(row.ready for row in self._rows):
+                self._decoder.settle()
+            self._begun = self._decoder.step(going)
+            self.throughput.passes += self._begun.passes
+        events: list[Event] = []
+        for row, drawn in before.read() if before is not None else ():
+            if not row.over:
+                self.throughput.answer_tokens += 1
+                events += self._work(row, partial(row.take, drawn))
+        return events
+
     def _admit(self) -> list[Event]:
+        """Take in what waits, in order, as far as there is room."""
         events: list[Event] = []
         while self._waiting and len(self._rows) < self.max_rows:
-            request = self._waiting.popleft()
-            row = _Row(
-                request,
-                SequenceCache(self.model, self.kv_bits),
-                Sampler(request.options.sampling, request.prompt),
-                self.make_reader(request),
-                began=time.perf_counter(),
-            )
-            self._rows.append(row)
+            request = self._waiting[0].request
+            if not self._fits(request) and self._rows:
+                break
+            given = self._waiting.popleft().given
+            if not self._fits(request):
+                self._prefill.prefixes.clear()
+            if self._budget is not None and not self._fits(request):
+                refusal = self._budget.refusal(len(request.prompt), request.length)
+                events.append(Failed(request.id, refusal))
+                continue
+            sampler, reader = Sampler.of(request), self.make_reader(request)
+            self._rows.append(Row(request, sampler, reader, time.perf_counter(), given))
             events.append(Started(request.id, len(request.prompt)))
+        self.throughput.most_rows = max(self.throughput.most_rows, len(self._rows))
         return events
 
-    def _work(self, task: Callable[[_Row], list[Event]], row: _Row) -> list[Event]:
-        """Do a row's work; an error ends that row alone."""
-        try:
-            return task(row)
-        except FerryError as error:
-            self._rows.remove(row)
-            return [Failed(row.request.id, error)]
+    def _read(self) -> list[Event]:
+        """Read prompts, one after the other, but keep no answer waiting for long."""
+        most = PIECE_TOKENS if self._begun is None else _BETWEEN_TOKENS
+        before = self.throughput.prompt_tokens
+        reading = [row for row in self._rows if not row.ready]
+        events: list[Event] = []
+        for row in reading:
+            while not row.over and not row.ready:
+                left = most - (self.throughput.prompt_tokens - before)
+                if left <= 0:
+                    break
+                events += self._work(row, partial(self._read_piece, row, left))
+        if reading:
+            mx.clear_cache()
+        return events
 
-    def _prefill(self, row: _Row) -> list[Event]:
-        """Read the next piece of a prompt; its logits are never computed."""
-        count = min(row.unread, prefill_tokens(row.read, self.attention_heads))
-        piece = row.request.prompt[row.read : row.read + count]
-        self.model(mx.array([piece]), cache=row.cache.layers)
-        row.cache.compress()
-        row.cache.evaluate()
-        mx.clear_cache()
-        row.read += count
+    def _read_piece(self, row: Row, most: int) -> list[Event]:
+        if not row.begun:
+            coming = [r.request.prompt for r in self._rows if not r.begun and r is not row]
+            self._prefill.begin(row, [*coming, *(w.request.prompt for w in self._waiting)])
+            self.throughput.cached_tokens += row.cached
+            if row.leave_at is not None and not self._fits(None, row.leave_at):
+                row.leave_at = None
+        if row.unread:
+            self.throughput.prompt_tokens += self._prefill.read(row, most)
+        if not row.unread and (look := self._lookers.pop(row.request.id, None)):
+            look(own_cache(row))
         return []
 
-    def _decode(self, row: _Row) -> list[Event]:
-        """Give the device the row's next step, then look at the one before."""
-        options = row.request.options
-        if row.pending is None:
-            last = mx.array([row.request.prompt[-1]])
-            row.pending = self._forward(row, last)
-            return []
-        token, total = row.pending
-        row.produced += 1
-        row.pending = None
-        if row.produced < options.max_tokens:
-            row.pending = self._forward(row, token)
-        return self._take(row, cast(int, token.item()), cast(float, total.item()))
-
-    def _forward(self, row: _Row, token: mx.array) -> tuple[mx.array, mx.array]:
-        logits = self.model(token[None], cache=row.cache.layers)[0, -1]
-        row.cache.compress()
-        step = row.sampler(logits), mx.logsumexp(logits.astype(mx.float32))
-        mx.async_eval(step)
-        return step
-
-    def _take(self, row: _Row, token: int, total: float) -> list[Event]:
-        """Say what a token means for its answer."""
-        row.last_token_at = time.perf_counter()
-        if row.first_token_at is None:
-            row.first_token_at = row.last_token_at
-        if not -float("inf") < total < float("inf"):
-            row.produced -= 1
-            return self._finish(row, "error", _not_finite(row.produced))
-        if token in row.request.stop_ids:
-            return self._finish(row, "stop")
-        text = row.reader.push(token)
-        events: list[Event] = [Delta(row.request.id, text)] if text else []
-        if row.reader.stopped:
-            return events + self._finish(row, "stop")
-        if row.produced == row.request.options.max_tokens:
-            return events + self._finish(row, "length")
+    def _cancel(self) -> list[Event]:
+        """Finish what was cancelled."""
+        names, self._cancelled = self._cancelled, set()
+        events: list[Event] = []
+        for row in [row for row in self._rows if row.request.id in names]:
+            events += self._work(row, partial(row.finish, "cancelled"))
+        for waiting in [w for w in self._waiting if w.request.id in names]:
+            self._waiting.remove(waiting)
+            name, size = waiting.request.id, len(waiting.request.prompt)
+            unread = Finished(name, "cancelled", Usage(size, 0, 0), Timings(None, None, None))
+            events += [Started(name, size), unread]
         return events
 
-    def _finish(
-        self, row: _Row, reason: FinishReason, error: GenerationError | None = None
-    ) -> list[Event]:
-        held = row.reader.flush()
+    def _work(self, row: Row, task: Callable[[], list[Event]]) -> list[Event]:
+        """Do a row's work; an error ends that row alone."""
+        try:
+            events = task()
+        except FerryError as error:
+            row.over = True
+            events = [Failed(row.request.id, error)]
+        if row.over:
+            self._drop(row)
+        return events
+
+    def _drop(self, row: Row) -> None:
+        """Let go of a row."""
+        row.over = True
+        self._lookers.pop(row.request.id, None)
+        if row.request.id in self._kept and row.begun:
+            self._kept[row.request.id] = row.held(self._decoder.cache(row))
+        self._decoder.leave(row)
         self._rows.remove(row)
-        events: list[Event] = [Delta(row.request.id, held)] if held else []
-        usage = Usage(len(row.request.prompt), 0, row.produced)
-        return [*events, Finished(row.request.id, reason, usage, _timings(row), error)]
 
+    def _fits(self, request: TokenRequest | None, beginning: int = 0) -> bool:
+        """Whether there is memory for another request, or for a beginning of so many tokens."""
+        if self._budget is None:
+            return True
+        under_way = [row.request for row in self._rows]
+        reading = [len(row.request.prompt) for row in self._rows if row.slot is None]
+        if request is not None:
+            under_way.append(request)
+            reading.append(len(request.prompt))
+        lengths = [r.length for r in under_way]
+        beginnings = [*self._prefill.prefixes.lengths, beginning]
+        return self._budget.fits(lengths, reading, beginnings)
 
-def prefill_tokens(read: int, attention_heads: int | None) -> int:
-    """How many prompt tokens to read at once, after `read` others."""
-    if attention_heads is None:
-        return PREFILL_TOKENS
-    count = PREFILL_TOKENS
-    while count > 16 and 4 * attention_heads * count * (read + count) > _SCORE_BYTES:
-        count //= 2
-    return count
+    @cached_property
+    def _prefill(self) -> Prefill:
+        return Prefill(self.model, self.kv_bits, self.attention_heads)
 
+    @cached_property
+    def _decoder(self) -> Decoder:
+        if self.max_rows == 1:
+            return OneByOne(self.model)
+        quantized = Batching("the KV cache is quantized")
+        batching = quantized if self.kv_bits is not None else batching_of(self.model)
+        self.throughput.one_by_one = batching.refused
+        if batching.refused is not None:
+            return OneByOne(self.model)
+        return Together(self.model, batching.mask_axes)
 
-def _not_finite(position: int) -> GenerationError:
-    return GenerationError(
-        "model",
-        f"produced NaN or infinite logits at token {position + 1}",
-        "the weights are damaged, or float16 is too small for them: try --dtype float32",
-    )
-
-
-def _timings(row: _Row) -> Timings:
-    if row.first_token_at is None:
-        return Timings(None, None, None)
-    first = row.first_token_at - row.began
-    rest = row.last_token_at - row.first_token_at
-    return Timings(
-        first_token_seconds=first,
-        prefill_tokens_per_second=len(row.request.prompt) / first if first > 0 else None,
-        decode_tokens_per_second=(row.produced - 1) / rest if rest > 0 else None,
-    )
+    @cached_property
+    def _budget(self) -> Budget | None:
+        if self.budget_bytes is None:
+            return None
+        cost = measure(self.model, self.kv_bits)
+        return Budget(self.budget_bytes, cost, isinstance(self._decoder, Together))

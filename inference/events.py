@@ -11,7 +11,7 @@ from typing import Literal
 
 from configs.errors import FerryError
 
-FinishReason = Literal["stop", "length", "error"]
+FinishReason = Literal["stop", "length", "error", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,26 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Token:
+    """One token that the model produced, for a request that asks for log-probabilities.
+
+    It comes before the text that it completes. There is one for each of
+    `Usage.completion_tokens`, the one that ended the answer included.
+
+    Attributes:
+        request: Its id.
+        id: The token.
+        logprob: Natural logarithm of its probability, before any sampling option.
+        top: The most probable tokens at its place, with theirs, best first.
+    """
+
+    request: str
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Finished:
     """The answer is whole, or as whole as it will be (`error` says why it is not)."""
 
@@ -71,4 +91,4 @@ class Failed:
     error: FerryError
 
 
-Event = Started | Delta | Finished | Failed
+Event = Started | Delta | Token | Finished | Failed

@@ -42,7 +42,9 @@ def fields(score: Score, tokenizer: Tokenizer | None, run: Run) -> dict[str, Any
         ],
         "total_bits": score.total_bits,
         "perplexity": score.perplexity,
-        "bits_per_byte": _bits_per_byte(score, pieces),
+        "bits_per_byte": bits_per_byte(score, pieces),
+        "window": score.window,
+        "stride": score.stride,
         **run.fields(),
     }
 
@@ -56,16 +58,23 @@ def table(score: Score, tokenizer: Tokenizer | None) -> str:
         rank = "" if token.rank is None else str(token.rank)
         text = "" if pieces is None else repr(pieces[index])
         lines.append(f"{token.id:>8}  {bits:>7}  {rank:>7}  {text}".rstrip())
-    totals = [f"{len(score.tokens)} tokens", f"{score.total_bits:.2f} bits"]
+    return "\n".join([*lines, totals(score, pieces)])
+
+
+def totals(score: Score, pieces: list[str] | None) -> str:
+    """The figures of the whole text, a line."""
+    parts = [f"{len(score.tokens)} tokens", f"{score.total_bits:.2f} bits"]
     if score.perplexity is not None:
-        totals.append(f"perplexity {score.perplexity:.3f}")
-    per_byte = _bits_per_byte(score, pieces)
+        parts.append(f"perplexity {score.perplexity:.3f}")
+    per_byte = bits_per_byte(score, pieces)
     if per_byte is not None:
-        totals.append(f"{per_byte:.4f} bits per byte")
-    return "\n".join([*lines, ", ".join(totals), ""])
+        parts.append(f"{per_byte:.4f} bits per byte")
+    if score.window is not None:
+        parts.append(f"in windows of {score.window} tokens, {score.stride} apart")
+    return ", ".join(parts) + "\n"
 
 
-def _bits_per_byte(score: Score, pieces: list[str] | None) -> float | None:
+def bits_per_byte(score: Score, pieces: list[str] | None) -> float | None:
     """Bits over the UTF-8 bytes of the tokens that have any; the first has none."""
     if pieces is None:
         return None

@@ -1,29 +1,34 @@
 """What is asked of a model: messages or a prompt, and how to sample the answer.
 
 Owns the types that every entry point (one prompt, chat, batch, a server) fills
-in, and their validation. Knows nothing of tokens, templates or devices.
+in, and their validation, by the checks of `configs.keys`. Knows nothing of
+tokens' texts, templates or devices.
 """
 
 from __future__ import annotations
 
-import math
+import hashlib
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
+from configs.checks import InvalidValue
 from configs.errors import RequestError
+from configs.keys import KEYS
 from configs.schema import GenerateTable
-
-_MAX_SEED = 2**64
-
-
-def _number_between(option: str, value: float, low: float, high: float) -> None:
-    if not (math.isfinite(value) and low <= value <= high):
-        raise RequestError(option, f"{value} is not between {low:g} and {high:g}")
 
 
 def random_seed() -> int:
     """A seed for who gave none, short enough to be read and given again."""
     return secrets.randbits(32)
+
+
+def seed_of_answer(seed: int, answer: int) -> int:
+    """The seed of one of several answers; the first has the request's own."""
+    if answer == 0:
+        return seed
+    digest = hashlib.blake2b(f"{seed} answer {answer}".encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "big")  # 48 bits: every JSON reader keeps them
 
 
 def check_text(where: str, text: str) -> str:
@@ -55,67 +60,80 @@ class Message:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How the next token is drawn; the order of the filters stands in `sampler`."""
+    """How the next token is drawn: the keys of `[generate]` of these names.
+
+    What each does stands in `configs.schema`, the order of the filters in `sampler`.
+
+    Raises:
+        RequestError: A value that its key can't take.
+    """
 
     temperature: float = 0.7
     top_p: float = 0.95
     top_k: int = 0
     min_p: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
     repetition_penalty: float = 1.0
     repetition_context: int = 20
+    presence_penalty: float = 0.0
+    presence_context: int = 0
+    frequency_penalty: float = 0.0
+    frequency_context: int = 0
+    logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int = field(default_factory=random_seed)
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the most probable token is taken, and no random number is needed.
+
+        Below this temperature float32 can't tell the rest from nothing.
+        """
+        return self.temperature < 1e-5
+
     def __post_init__(self) -> None:
-        _number_between("temperature", self.temperature, 0.0, 100.0)
-        if not 0.0 < self.top_p <= 1.0:
-            raise RequestError("top_p", f"{self.top_p} is not above 0 and at most 1")
-        if self.top_k < 0:
-            raise RequestError("top_k", f"{self.top_k} is negative", "0 turns it off")
-        _number_between("min_p", self.min_p, 0.0, 1.0)
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0.0):
-            raise RequestError(
-                "repetition_penalty", f"{self.repetition_penalty} is not above 0", "1 turns it off"
-            )
-        if self.repetition_context < 1:
-            raise RequestError("repetition_context", f"{self.repetition_context} is below 1")
-        if not 0 <= self.seed < _MAX_SEED:
-            raise RequestError("seed", f"{self.seed} is not between 0 and 2^64 - 1")
+        _check(self)
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Sampling, and when to stop."""
+    """Sampling, when to stop, and what to give: the keys of `[generate]` of these names.
+
+    Raises:
+        RequestError: A value that its key can't take, or two that contradict each other.
+    """
 
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
     max_tokens: int = 512
     stop: tuple[str, ...] = ()
+    min_tokens: int = 0
+    stop_token: tuple[int | str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    n: int = 1
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise RequestError("max_tokens", f"{self.max_tokens} is below 1")
-        for text in self.stop:
-            if not text:
-                raise RequestError("stop", "an empty stop string would end every answer")
-            check_text("stop", text)
+        _check(self)
+        if self.min_tokens > self.max_tokens:
+            raise RequestError(
+                "min_tokens",
+                f"{self.min_tokens} is more than max_tokens, which is {self.max_tokens}",
+                "lower the one or raise the other",
+            )
 
     @classmethod
     def from_table(cls, table: GenerateTable) -> GenerationOptions:
-        """The options that the resolved configuration asks for."""
-        sampling = SamplingOptions(
-            temperature=table.temperature,
-            top_p=table.top_p,
-            top_k=table.top_k,
-            min_p=table.min_p,
-            repetition_penalty=table.repetition_penalty,
-            repetition_context=table.repetition_context,
-            seed=random_seed() if table.seed is None else table.seed,
-        )
-        return cls(sampling, table.max_tokens, table.stop)
+        """The options that the resolved configuration asks for; a seed is drawn if it has none."""
+        given: dict[str, Any] = {name: getattr(table, name) for name in table.checks}
+        given["seed"] = random_seed() if table.seed is None else table.seed
+        of_sampling = {f.name: given[f.name] for f in fields(SamplingOptions)}
+        own = {f.name: given[f.name] for f in fields(cls) if f.name != "sampling"}
+        return cls(sampling=SamplingOptions(**of_sampling), **own)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One answer asked for: a conversation, or (`messages` empty) plain text to go on with."""
+    """What is asked: a conversation, or (`messages` empty) plain text to go on with."""
 
     id: str
     messages: tuple[Message, ...] = ()
@@ -131,21 +149,61 @@ class Request:
 
 @dataclass(frozen=True)
 class TokenRequest:
-    """A request as the engine takes it: token ids in, token ids out.
+    """A request as the engine takes it: token ids in, token ids out, one answer.
 
-    `stop_ids` end the answer and are not part of its text; `stop` are matched on text.
+    Attributes:
+        id: Names it in events; no two under way share one.
+        prompt: Token ids that the model reads.
+        options: How to answer; `stop` strings are matched on text.
+        stop_ids: Tokens that end the answer and are not part of its text.
+        exempt_ids: Tokens that XTC never leaves out.
+        choice: Which of several answers to one prompt this is.
     """
 
     id: str
     prompt: tuple[int, ...]
     options: GenerationOptions
     stop_ids: frozenset[int] = frozenset()
+    exempt_ids: frozenset[int] = frozenset()
+    choice: int = 0
 
     @property
     def length(self) -> int:
         """Most tokens of prompt and answer together."""
         return len(self.prompt) + self.options.max_tokens
 
+    def answers(self) -> tuple[TokenRequest, ...]:
+        """One request for each of `options.n` answers, told apart by id, seed and choice.
+
+        The first is what the request with n = 1 would be.
+        """
+        options = replace(self.options, n=1)
+        sampling = options.sampling
+        return tuple(
+            replace(
+                self,
+                id=self.id if choice == 0 else f"{self.id}.{choice}",
+                options=replace(
+                    options, sampling=replace(sampling, seed=seed_of_answer(sampling.seed, choice))
+                ),
+                choice=choice,
+            )
+            for choice in range(self.options.n)
+        )
+
     def __post_init__(self) -> None:
         if not self.prompt:
             raise RequestError("--prompt", "gives no tokens")
+
+
+def _check(options: SamplingOptions | GenerationOptions) -> None:
+    """Check every field by its key, and keep it in the key's one form."""
+    for name in (f.name for f in fields(options)):
+        key = KEYS.get(f"generate.{name}")
+        value = getattr(options, name)
+        if key is None or (value is None and key.default is None and name != "seed"):
+            continue
+        try:
+            object.__setattr__(options, name, key.check(value))
+        except InvalidValue as error:
+            raise RequestError(name, error.what, error.mend) from error

@@ -19,7 +19,7 @@ from configs.resolve import DEFAULT, Layers, Resolved
 if TYPE_CHECKING:
     from inference.engine import Engine
     from inference.load import LoadedModel, ModelFolder
-    from inference.request import Request, TokenRequest
+    from inference.request import GenerationOptions, Request, TokenRequest
     from inference.score import Score
     from inference.statistics import Run
     from inference.template import ChatTemplate
@@ -49,8 +49,30 @@ class Session:
         """Most tokens of prompt and answer together."""
         return self.settings.memory.context or self.folder.context
 
-    def tokenize(self, request: Request) -> TokenRequest:
-        """A request in token ids, if it fits."""
+    def request(self, id: str, text: str, options: GenerationOptions, *, raw: bool) -> Request:
+        """A prompt as a request: put to the chat template with the system message, if any.
+
+        Args:
+            id: Names it in events.
+            text: The prompt.
+            options: How to answer.
+            raw: Go on with the text itself.
+        """
+        from inference.request import Message, Request
+
+        system = self.settings.generate.system
+        if raw or (self.template is None and system is None):
+            return Request(id, text=text, options=options)
+        said = () if system is None else (Message("system", system),)
+        return Request(id, messages=(*said, Message("user", text)), options=options)
+
+    def tokenize(self, request: Request, *, own_max_tokens: bool = False) -> TokenRequest:
+        """A request in token ids, if it fits.
+
+        Args:
+            request: What is asked.
+            own_max_tokens: Whether `max_tokens` is the request's own, and not the settings'.
+        """
         from inference.prompt import tokenize
 
         if self.tokenizer is None:
@@ -63,14 +85,14 @@ class Session:
             self.template,
             self.context,
             vocabulary=self.folder.vocabulary,
-            may_lower_max_tokens=asked in (DEFAULT, GENERATION_CONFIG),
+            may_lower_max_tokens=not own_max_tokens and asked in (DEFAULT, GENERATION_CONFIG),
         )
 
     def check_ids(self, ids: list[int]) -> None:
         """Refuse token ids that the model can't read.
 
         Raises:
-            RequestError: Beyond the vocabulary or the context.
+            RequestError: Beyond the vocabulary.
         """
         rows = self.folder.vocabulary
         for position, found in enumerate(ids, start=1):
@@ -80,12 +102,25 @@ class Session:
                     f"token {position} is {found}, and the vocabulary has {rows} ids",
                     "score text that this model's tokenizer encoded",
                 )
-        if self.context is not None and len(ids) > self.context:
-            raise RequestError(
-                "--ids-file",
-                f"holds {len(ids)} tokens, beyond the context of {self.context}",
-                "score a part of it",
-            )
+
+    def window(self, window: int | None, stride: int | None, length: int) -> int | None:
+        """How many tokens of a text to score together; None for all of them.
+
+        Args:
+            window: What the user asked for; the context if None.
+            stride: Tokens between two windows; half a window if None.
+            length: Of the text.
+
+        Raises:
+            UsageError: A window beyond the context, or a stride that is not within it.
+        """
+        chosen = window or self.context
+        if window is not None and self.context is not None and window > self.context:
+            what = f"{window} tokens are beyond the context of {self.context}"
+            raise UsageError("--window", what, "give a smaller one")
+        if stride is not None and (chosen is None or stride >= chosen):
+            raise UsageError("--stride", f"{stride} is not within a window of {chosen}", "lower it")
+        return None if chosen is None or length <= chosen else chosen
 
     def load(self, device: str, dtype: str, length: int) -> LoadedModel:
         """Read the weights.
@@ -121,8 +156,8 @@ class Session:
 
         return None if self.tokenizer is None else TokenTexts(self.tokenizer).fields
 
-    def engine(self, loaded: LoadedModel) -> Engine:
-        """The engine for requests of this session."""
+    def engine(self, loaded: LoadedModel, max_rows: int = 1) -> Engine:
+        """The engine for requests of this session, so many of them at once."""
         from inference.engine import Engine
         from inference.reader import TextReader
 
@@ -136,10 +171,17 @@ class Session:
             ),
             kv_bits=self.settings.memory.kv_bits,
             attention_heads=loaded.score_heads,
+            max_rows=max_rows,
         )
 
-    def score(self, loaded: LoadedModel, ids: list[int]) -> Score:
-        """Log-probabilities of token ids."""
+    def score(
+        self,
+        loaded: LoadedModel,
+        ids: list[int],
+        window: int | None = None,
+        stride: int | None = None,
+    ) -> Score:
+        """Log-probabilities of token ids, by windows if they are more than one."""
         from inference.score import score
 
         return score(
@@ -148,6 +190,8 @@ class Session:
             vocabulary=self.folder.vocabulary,
             attention_heads=loaded.score_heads,
             kv_bits=self.settings.memory.kv_bits,
+            window=window,
+            stride=stride,
         )
 
 

@@ -5,11 +5,13 @@ Owns their wording and names. Measures nothing but memory.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 
+from configs.errors import FerryError
 from inference.events import Finished
 
 
@@ -42,9 +44,14 @@ class Run:
 
 
 def finished_fields(event: Finished, run: Run) -> dict[str, Any]:
+    """A finished answer as JSON fields, but for its text, and what it shares with others."""
+    return {**answer_fields(event, run), **run.fields()}
+
+
+def answer_fields(event: Finished, run: Run) -> dict[str, Any]:
     """A finished answer as JSON fields, but for its text."""
     usage, timings = event.usage, event.timings
-    fields = {
+    fields: dict[str, Any] = {
         "finish_reason": event.reason,
         "usage": {
             "prompt_tokens": usage.prompt_tokens,
@@ -58,11 +65,15 @@ def finished_fields(event: Finished, run: Run) -> dict[str, Any]:
             "decode_tokens_per_second": timings.decode_tokens_per_second,
             "peak_memory_bytes": mx.get_peak_memory(),
         },
-        **run.fields(),
     }
     if event.error is not None:
-        fields["error"] = {"message": str(event.error), "type": type(event.error).__name__}
+        fields["error"] = error_fields(event.error)
     return fields
+
+
+def error_fields(error: FerryError) -> dict[str, str]:
+    """An error as JSON fields."""
+    return {"message": str(error), "type": type(error).__name__}
 
 
 def describe(event: Finished, run: Run, seed: int | None) -> str:
@@ -78,6 +89,20 @@ def describe(event: Finished, run: Run, seed: int | None) -> str:
     parts.append(f"peak memory {mx.get_peak_memory() / 1e6:,.0f} MB")
     if seed is not None:
         parts.append(f"seed {seed}")
+    return "; ".join(parts)
+
+
+def describe_several(events: Sequence[Finished], run: Run, seed: int | None) -> str:
+    """The statistics line of several answers to one prompt; `seed` is the first one's."""
+    tokens = sum(event.usage.completion_tokens for event in events)
+    parts = [
+        run.describe(),
+        f"prompt {events[0].usage.prompt_tokens} tokens",
+        f"{len(events)} answers of {tokens} tokens",
+        f"peak memory {mx.get_peak_memory() / 1e6:,.0f} MB",
+    ]
+    if seed is not None:
+        parts.append(f"seed {seed} and others from it")
     return "; ".join(parts)
 
 

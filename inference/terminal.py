@@ -55,8 +55,11 @@ class Output:
     def text(self, text: str) -> None:
         """Write, at once."""
         shown = neutralize(text) if self._terminal else text
-        self._stream.write(shown.encode("utf-8"))
-        self._stream.flush()
+        try:
+            self._stream.write(shown.encode("utf-8"))
+            self._stream.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, "stdout") from error
 
     def json(self, value: Any) -> None:
         """Write one line of JSON."""

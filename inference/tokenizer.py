@@ -6,6 +6,7 @@ answer. Knows nothing of templates' syntax, of sampling or of models.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ class Tokenizer:
         vocabulary = backend.get_vocab(with_added_tokens=True)
         if len(set(vocabulary.values())) < len(vocabulary):
             raise TokenizerError(where, "gives one id to two tokens", "download it again")
+        self._rows: int | None = None
         self.highest_id = max(vocabulary.values(), default=-1)
         self._longest = max((len(token) for token in vocabulary), default=1)
 
@@ -58,24 +60,38 @@ class Tokenizer:
         """
         with _panics_named(self._where):
             ids = list(self._backend.encode(text, add_special_tokens=True).ids)
-        bos = self._id_of(self.special_tokens.get("bos_token"))
+        bos = self.id_of(self.special_tokens.get("bos_token"))
         if bos is None:
-            return ids
+            return self._within_rows(ids)
         if ids[:2] == [bos, bos]:
             del ids[0]
         if self._config.get("add_bos_token") is True and ids[:1] != [bos]:
             ids.insert(0, bos)
-        return ids
+        return self._within_rows(ids)
 
     def encode_segments(self, segments: Sequence[Segment], control: Iterable[str]) -> list[int]:
         """Ids of a rendered chat, in which only the template writes `control` tokens."""
-        known = {text: id_ for text in control if (id_ := self._id_of(text)) is not None}
+        known = {text: id_ for text in control if (id_ := self.id_of(text)) is not None}
         with _panics_named(self._where):
-            return SegmentEncoder(self._backend, known).encode(segments)
+            ids = SegmentEncoder(self._backend, known).encode(segments)
+        return self._within_rows(ids)
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of the ids; special tokens are left out of it, and unknown ids always are."""
         return str(self._backend.decode(ids, skip_special_tokens=skip_special))
+
+    def piece(self, token: int) -> str | None:
+        """A token as the vocabulary writes it; None for an id that has none."""
+        found: str | None = self._backend.id_to_token(token)
+        return found
+
+    def decoder_kinds(self) -> frozenset[str]:
+        """The kinds of the decoder's steps, by their names in tokenizer.json."""
+        decoder = self._backend.decoder
+        if decoder is None:
+            return frozenset()
+        state = json.loads(decoder.__getstate__())
+        return frozenset(step["type"] for step in state.get("decoders", [state]))
 
     def special(self) -> list[str]:
         """The tokens that are marked special, by their text."""
@@ -95,17 +111,37 @@ class Tokenizer:
         ]
 
     def check_rows(self, rows: int) -> None:
-        """Refuse a tokenizer with ids that the embedding has no row for.
+        """Refuse a tokenizer with ordinary tokens that the embedding has no row for.
+
+        A prompt with a special token that it has no row for is refused when it comes.
 
         Raises:
             TokenizerError: With the highest id and the number of rows.
         """
-        if self.highest_id >= rows:
+        self._rows = rows
+        if self.highest_id < rows:
+            return
+        added = self._backend.get_added_tokens_decoder()
+        special = {number for number, token in added.items() if token.special}
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        highest = max((id_ for id_ in vocabulary.values() if id_ not in special), default=-1)
+        if highest >= rows:
             raise TokenizerError(
                 self._where,
-                f"has token id {self.highest_id}, and the embedding has {rows} rows",
+                f"has token id {highest}, and the embedding has {rows} rows",
                 "use the tokenizer that belongs to these weights",
             )
+
+    def _within_rows(self, ids: list[int]) -> list[int]:
+        for token in ids:
+            if self._rows is not None and token >= self._rows:
+                raise RequestError(
+                    "--prompt",
+                    f"holds {self.piece(token)!r} (token {token}), and the model has embeddings "
+                    f"for {self._rows} tokens only",
+                    "leave it out",
+                )
+        return ids
 
     def check_length(self, characters: int, context: int | None) -> None:
         """Refuse text that can't fit the context, before time goes into encoding it.
@@ -122,7 +158,8 @@ class Tokenizer:
                 "shorten it",
             )
 
-    def _id_of(self, text: str | None) -> int | None:
+    def id_of(self, text: str | None) -> int | None:
+        """The id of the token of this text, if there is one."""
         found: int | None = None if text is None else self._backend.token_to_id(text)
         return found
 

@@ -219,7 +219,7 @@ def test_stdout_that_cannot_be_written_is_an_error_and_said_once(tmp_path: Path)
         done = script("print", "x", stdout=out, preexec_fn=lambda: resource.setrlimit(*limit))
     assert done.returncode == 1
     assert done.stderr == (
-        "error: system: File too large; use a file system that takes files of this size\n"
+        "error: stdout: File too large; use a file system that takes files of this size\n"
     )
 
 

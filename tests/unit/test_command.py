@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import tokenizers
 
-from configs.command import escape, note, run, warn
+from configs.command import escape, note, run, say, warn
 from configs.errors import (
     ArchitectureError,
     ConfigError,
@@ -225,6 +226,42 @@ def test_the_handlers_of_signals_are_put_back() -> None:
     assert run(body, []) == 130
     assert not set(during) & set(before)
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+EARLY = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1] + ".cli":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+module = __import__(sys.argv[1] + ".__main__", fromlist=["main"])
+sys.exit(module.main())
+"""
+
+
+@pytest.mark.parametrize("package", ["convert", "inference"])
+def test_ctrl_c_while_the_command_is_imported(package: str) -> None:
+    command = [sys.executable, "-c", EARLY, package]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (made.returncode, made.stdout, made.stderr) == (130, "", "")
+
+
+def test_what_is_said_with_a_mend_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    say("a")
+    closed = io.StringIO()
+    closed.write = _raise_no_space  # type: ignore[method-assign]
+    monkeypatch.setattr(sys, "stdout", closed)
+    with pytest.raises(DiskError) as caught:
+        say("a", "the rest is done")
+    assert str(caught.value) == "stdout: No space left on device; the rest is done"
+    closed.write = _raise_broken_pipe  # type: ignore[method-assign]
+    with pytest.raises(BrokenPipeError):
+        say("a")
+
+
+def _raise_no_space(text: str) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:

@@ -27,6 +27,10 @@ def parser() -> Parser:
     add_key(group, "--temperature", key="generate.temperature", help="how daring")
     add_key(group, "--system", key="generate.system", help="system message", metavar="S")
     add_key(group, "--stop", key="generate.stop", help="end before this text")
+    add_key(group, "--top-k", key="generate.top_k", help="how many")
+    add_key(group, "-n", "--n", key="generate.n", help="answers")
+    add_key(group, "--logit-bias", key="generate.logit_bias", help="bias")
+    add_key(group, "--stop-token", key="generate.stop_token", help="end at this token")
     group.add_argument("--force", action="store_true", help="replace")
     group.add_argument("--count", type=int, choices=[1, 2])
     add_common(made)
@@ -51,6 +55,19 @@ def resolved(parser: Parser, *argv: str) -> Resolved:
         (["--temperature", "1e-1"], "generate.temperature", 0.1, "--temperature"),
         (["--system", ""], "generate.system", "", "--system"),
         (["--stop", "a", "--stop", "b c"], "generate.stop", ("a", "b c"), "--stop"),
+        (["-n", "3"], "generate.n", 3, "--n"),
+        (
+            ["--logit-bias", "9=-1", "--logit-bias=5=2.5", "--logit-bias", "9=4"],
+            "generate.logit_bias",
+            ((5, 2.5), (9, 4.0)),
+            "--logit-bias",
+        ),
+        (
+            ["--stop-token", "<end>", "--stop-token", "151645"],
+            "generate.stop_token",
+            ("<end>", 151645),
+            "--stop-token",
+        ),
         ([], "convert.bits", 4, "default"),
     ],
 )
@@ -74,6 +91,18 @@ REFUSED: list[tuple[list[str], str]] = [
     (["--bts", "3"], "--bts: unknown option; did you mean --bits?"),
     (["--bts=3"], "--bts: unknown option; did you mean --bits?"),
     (["--bit", "3"], "--bit: unknown option; did you mean --bits?"),  # no abbreviations
+    (["--temp", "1"], "--temp: unknown option; did you mean --temperature?"),
+    (["--sys", "1"], "--sys: unknown option; did you mean --system?"),
+    (["--top-k", "9999999999"], "--top-k: 9999999999 is not allowed; it takes a whole number of at "
+     "least 0 and at most 2147483647"),
+    (["--top-k", "9" * 5000], "--top-k: 9999"),
+    (["--temperature", "1e300"], "--temperature: 1e300 is not allowed; it takes a finite number of "
+     "at least 0 and at most 100"),
+    (["--logit-bias", "5"], "--logit-bias: 5 is not allowed; it takes a token id and a number from "
+     "-100 to 100 for it"),
+    (["--logit-bias", "5=nan"], "--logit-bias: 5=nan is not allowed; it takes a token id"),
+    (["--logit-bias", "a=1"], "--logit-bias: a=1 is not allowed; it takes a token id"),
+    (["--stop-token", ""], '--stop-token: "" is not allowed; it takes tokens, by their text or th'),
     (["--zzzzz"], "--zzzzz: unknown option; known are --quantize, "),
     (["-z"], "-z: unknown option; known are "),
     (["stray"], '"stray": no flag takes this; see convert --help'),

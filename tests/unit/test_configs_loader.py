@@ -150,3 +150,23 @@ def test_all_that_the_command_line_says_becomes_layers(tmp_path: Path) -> None:
     resolved = layers.resolve()
     assert (resolved.generate.seed, resolved.generate.top_k) == (5, 3)
     assert read_layers(Namespace(config=None, set=[])).resolve().generate.seed is None
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("[generate]\nlogit_bias = { 5 = 1, x = 2 }\n", 2),
+        ("[generate]\nseed = 1\n[generate.logit_bias]\n5 = 1\nx = 2\n", 3),
+        ("[generate]\nlogit_bias.x = 5\n", 2),
+    ],
+)
+def test_a_wrong_bias_is_told_with_its_line(tmp_path: Path, text: str, line: int) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_toml(path)
+    assert caught.value.where == f"{path}:{line}"
+
+
+def test_biases_may_be_a_table(tmp_path: Path) -> None:
+    layer = load_toml(write(tmp_path, "[generate.logit_bias]\n5 = 1\n4 = -2.5\n"))
+    assert layer["generate.logit_bias"].value == ((4, -2.5), (5, 1.0))

@@ -113,7 +113,11 @@ def test_a_rule_that_does_not_go_with_the_mode_is_refused_at_the_rules() -> None
         ({"top_k": 20}, "generate.top_k", 20),
         ({"min_p": 0.1}, "generate.min_p", 0.1),
         ({"repetition_penalty": 1.05}, "generate.repetition_penalty", 1.05),
+        ({"repetition_penalty": 1.05}, "generate.repetition_context", 0),
         ({"max_new_tokens": 2048}, "generate.max_tokens", 2048),
+        ({"min_new_tokens": 20}, "generate.min_tokens", 20),
+        ({"stop_strings": "END"}, "generate.stop", ("END",)),
+        ({"stop_strings": ["END", "###"]}, "generate.stop", ("END", "###")),
     ],
 )
 def test_the_models_own_recommendations(mapping: dict[str, Any], key: str, value: object) -> None:
@@ -134,10 +138,55 @@ def test_keys_of_generation_config_that_mean_nothing_here_are_passed_over() -> N
     assert not Layers().with_generation_config(mapping, FILE).generation_config
 
 
+NEUTRAL: dict[str, Any] = {
+    "num_beams": 1,
+    "typical_p": 1.0,
+    "penalty_alpha": 0.0,
+    "guidance_scale": 1,
+    "min_length": 0,
+    "bad_words_ids": [],
+    "sequence_bias": {},
+    "forced_eos_token_id": None,
+    "token_healing": False,
+    "num_return_sequences": 4,
+    "max_length": 20,
+    "use_cache": True,
+}
+
+
+def test_what_would_change_an_answer_and_cant_be_honoured_is_named() -> None:
+    assert not Layers().with_generation_config(NEUTRAL, FILE).resolve().warnings
+    mapping = {"typical_p": 0.9, "num_beams": 4, "bad_words_ids": [[5]], "forced_bos_token_id": 0}
+    (warning,) = Layers().with_generation_config(mapping, FILE).resolve().warnings
+    assert str(FILE) in warning and all(name in warning for name in mapping)
+
+
+@pytest.mark.parametrize(
+    ("layers", "context"),
+    [
+        (given(), 0),
+        (Layers(flags=layer("--x", {"generate.repetition_penalty": 1.2})), 20),
+        (Layers(toml=layer("a.toml:1", {"generate.repetition_context": 5})), 5),
+        (
+            Layers(
+                toml=layer("a.toml:1", {"generate.repetition_context": 5}),
+                flags=layer("--x", {"generate.repetition_penalty": 1.2}),
+            ),
+            5,
+        ),
+    ],
+)
+def test_the_window_of_a_model_s_own_penalty_goes_with_it(layers: Layers, context: int) -> None:
+    resolved = layers.with_generation_config({"repetition_penalty": 1.05}, FILE).resolve()
+    assert resolved.generate.repetition_context == context
+
+
 @pytest.mark.parametrize(
     "mapping",
     [
         {"temperature": "0.6"},
+        {"min_new_tokens": -1},
+        {"stop_strings": [5]},
         {"temperature": float("nan")},
         {"temperature": True},
         {"top_p": 0},
@@ -197,6 +246,8 @@ def test_show_is_toml_that_says_the_same_again(tmp_path: Path) -> None:
         "tokenizer.eos_tokens": ["<|im_end|>", "\x7f"],
         "generate.temperature": 1e-6,
         "generate.stop": [],
+        "generate.stop_token": ["7", 7, "<end>"],
+        "generate.logit_bias": {"8": 1, "5": -1.5},
         "generate.seed": 2**64 - 1,
         "memory.kv_bits": 8,
     }

@@ -8,9 +8,10 @@ import mlx.nn as nn
 import pytest
 
 from configs.errors import GenerationError, UsageError
-from inference import engine as engine_module
+from inference import prefill as prefill_module
 from inference.cache import SequenceCache, check_kv_bits
-from inference.engine import Engine, prefill_tokens
+from inference.engine import Engine
+from inference.prefill import prefill_tokens
 from inference.events import Delta, Event, Failed, Finished, Started
 from inference.request import GenerationOptions, SamplingOptions, TokenRequest
 from tests.factories_inference import KINDS, tiny_config, tiny_network
@@ -75,7 +76,7 @@ def test_greedy_equals_mlx_lm(kind: str) -> None:
 def test_a_long_prompt_is_read_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_network(tiny_config("gemma3_text"))
     whole = answers(run(model, request()))
-    monkeypatch.setattr(engine_module, "PREFILL_TOKENS", 7)
+    monkeypatch.setattr(prefill_module, "PIECE_TOKENS", 7)
     assert answers(run(model, request())) == whole
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -29,7 +30,19 @@ from inference.request import (
         {"min_p": 1.5},
         {"repetition_penalty": 0.0},
         {"repetition_penalty": float("nan")},
-        {"repetition_context": 0},
+        {"repetition_context": -1},
+        {"temperature": 100.1},
+        {"xtc_probability": 1.1},
+        {"xtc_threshold": 0.6},
+        {"presence_penalty": float("nan")},
+        {"presence_penalty": 101.0},
+        {"presence_context": -1},
+        {"frequency_penalty": -101.0},
+        {"frequency_context": 1.5},
+        {"logit_bias": ((1, 100.5),)},
+        {"logit_bias": ((-1, 1.0),)},
+        {"logit_bias": ((1, float("inf")),)},
+        {"logit_bias": 5},
         {"seed": -1},
         {"seed": 2**64},
     ],
@@ -40,7 +53,26 @@ def test_sampling_values_out_of_range(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"max_tokens": 0}, {"max_tokens": -5}, {"stop": ("",)}, {"stop": ("\ud800",)}]
+    "options",
+    [
+        {"max_tokens": 0},
+        {"max_tokens": -5},
+        {"max_tokens": 2**31},
+        {"min_tokens": -1},
+        {"min_tokens": 513},
+        {"stop": ("",)},
+        {"stop": ("\ud800",)},
+        {"stop_token": ("",)},
+        {"stop_token": (-1,)},
+        {"stop_token": (1.0,)},
+        {"ignore_eos": 1},
+        {"logprobs": -1},
+        {"logprobs": 21},
+        {"logprobs": True},
+        {"n": 0},
+        {"n": 129},
+    ],
+    ids=str,
 )
 def test_generation_values_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=next(iter(options))):
@@ -75,17 +107,58 @@ def test_no_tokens_are_refused() -> None:
 
 
 def test_options_of_a_table_keep_every_value() -> None:
-    table = GenerateTable(
-        temperature=0.1,
-        top_p=0.2,
-        top_k=3,
-        min_p=0.4,
-        repetition_penalty=1.5,
-        repetition_context=6,
-        max_tokens=7,
-        stop=("x",),
-        seed=8,
+    of_sampling: dict[str, Any] = {
+        "temperature": 0.1,
+        "top_p": 0.2,
+        "top_k": 3,
+        "min_p": 0.4,
+        "xtc_probability": 0.5,
+        "xtc_threshold": 0.06,
+        "repetition_penalty": 1.5,
+        "repetition_context": 6,
+        "presence_penalty": 0.7,
+        "presence_context": 8,
+        "frequency_penalty": -0.9,
+        "frequency_context": 10,
+        "logit_bias": ((3, -1.0), (11, 2.0)),
+        "seed": 12,
+    }
+    others: dict[str, Any] = {
+        "max_tokens": 13,
+        "min_tokens": 3,
+        "stop": ("x",),
+        "stop_token": (14, "<end>"),
+        "ignore_eos": True,
+        "logprobs": 15,
+        "n": 16,
+    }
+    table = GenerateTable(**of_sampling, **others)
+    made = GenerationOptions.from_table(table)
+    assert made == GenerationOptions(SamplingOptions(**of_sampling), **others)
+    told = {**vars(made.sampling), **vars(made)}
+    names = {field.name for field in fields(GenerateTable)} - {"system"}
+    assert {name: told[name] for name in names} == {**of_sampling, **others}
+
+
+def test_values_are_kept_in_one_form() -> None:
+    made = SamplingOptions(temperature=1, logit_bias={"7": 1, 3: 2})  # type: ignore[arg-type]
+    assert made.logit_bias == ((3, 2.0), (7, 1.0))
+    assert isinstance(made.temperature, float)
+    assert GenerationOptions(stop="x").stop == ("x",)  # type: ignore[arg-type]
+
+
+def test_the_answers_to_one_prompt_differ_in_seed_alone() -> None:
+    options = GenerationOptions(SamplingOptions(seed=7), n=4)
+    request = TokenRequest("a", (1, 2), options, frozenset({3}), frozenset({4}))
+    answers = request.answers()
+    alone = TokenRequest(
+        "a", (1, 2), GenerationOptions(SamplingOptions(seed=7)), frozenset({3}), frozenset({4})
     )
-    assert GenerationOptions.from_table(table) == GenerationOptions(
-        SamplingOptions(0.1, 0.2, 3, 0.4, 1.5, 6, 8), 7, ("x",)
-    )
+    assert answers[0] == alone and alone.answers() == (alone,)
+    assert [answer.choice for answer in answers] == [0, 1, 2, 3]
+    assert len({answer.id for answer in answers}) == 4
+    seeds = [answer.options.sampling.seed for answer in answers]
+    assert len(set(seeds)) == 4 and seeds[0] == 7 and max(seeds) < 2**53
+    assert seeds == [answer.options.sampling.seed for answer in request.answers()]
+    fewer = replace(request, options=replace(options, n=2)).answers()
+    assert fewer == answers[:2]

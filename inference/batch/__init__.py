@@ -1,0 +1,1 @@
+"""Many prompts from a file to many answers in a file: rows in, rows out, safe to interrupt."""

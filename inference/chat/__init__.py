@@ -1,0 +1,1 @@
+"""The chat: a conversation on a terminal, or a script of one, on the one engine."""

@@ -1,0 +1,115 @@
+"""What was said, and the ways to go back on it.
+
+Owns the conversation as a value: every operation gives a new one. Knows nothing of
+tokens, caches, files or screens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from configs.errors import RequestError
+from inference.request import Message
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A system message, and turns that each begin with a message of the user.
+
+    Attributes:
+        system: The system message, if any.
+        messages: All others, in order; a user's that is last waits for its answer.
+
+    Raises:
+        RequestError: The messages are not of that form.
+    """
+
+    system: str | None = None
+    messages: tuple[Message, ...] = ()
+
+    def __post_init__(self) -> None:
+        before = "assistant"
+        for number, message in enumerate(self.messages, start=1):
+            if message.role not in ("user", "assistant"):
+                raise RequestError(f"message {number}", f"is of the role {message.role!r}")
+            if message.role == before:
+                expected = "user" if before == "assistant" else "assistant"
+                raise RequestError(f"message {number}", f"is not of the {expected}")
+            before = message.role
+
+    @property
+    def whole(self) -> tuple[Message, ...]:
+        """The messages as a template takes them, the system's first."""
+        said = () if self.system is None else (Message("system", self.system),)
+        return (*said, *self.messages)
+
+    @property
+    def turns(self) -> int:
+        """How often the user spoke."""
+        return sum(message.role == "user" for message in self.messages)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the user's last message has no answer."""
+        return bool(self.messages) and self.messages[-1].role == "user"
+
+    @property
+    def question(self) -> str | None:
+        """The user's last message."""
+        return self._last("user")
+
+    @property
+    def answer(self) -> str | None:
+        """The last answer."""
+        return self._last("assistant")
+
+    def ask(self, text: str) -> Conversation:
+        """The user says something."""
+        return replace(self, messages=(*self.messages, Message("user", text)))
+
+    def answered(self, text: str) -> Conversation:
+        """The assistant answers."""
+        return replace(self, messages=(*self.messages, Message("assistant", text)))
+
+    def undo(self) -> Conversation:
+        """Without the last turn.
+
+        Raises:
+            RequestError: There is none.
+        """
+        return replace(self, messages=self.messages[: self._last_turn()])
+
+    def retry(self) -> Conversation:
+        """As it was before the last answer.
+
+        Raises:
+            RequestError: There is no turn.
+        """
+        return replace(self, messages=self.messages[: self._last_turn() + 1])
+
+    def edit(self, text: str) -> Conversation:
+        """As if the user had said this the last time.
+
+        Raises:
+            RequestError: There is no turn.
+        """
+        return self.undo().ask(text)
+
+    def clear(self) -> Conversation:
+        """The system message alone."""
+        return replace(self, messages=())
+
+    def with_system(self, system: str | None) -> Conversation:
+        """The same, said after another system message."""
+        return replace(self, system=system)
+
+    def _last(self, role: str) -> str | None:
+        found = [message.content for message in self.messages if message.role == role]
+        return found[-1] if found else None
+
+    def _last_turn(self) -> int:
+        """Where the last turn begins."""
+        for index in reversed(range(len(self.messages))):
+            if self.messages[index].role == "user":
+                return index
+        raise RequestError("chat", "nothing was said yet", "say something first")

@@ -1,0 +1,153 @@
+"""The three things that `infer` does once its flags are right: answer, run a batch, score.
+
+Owns the order of each: what can be refused is refused before the weights are read. What
+is printed is the renderers' to say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from checkpoint import disk
+from configs.command import note
+from configs.errors import RequestError
+from inference.find import load_model, open_model
+from inference.inputs import read_ids, read_prompt
+
+if TYPE_CHECKING:
+    from configs.resolve import Layers, Resolved
+    from inference.score import Score
+    from inference.session import Session
+    from inference.statistics import Run
+
+_ANSWERS_AT_ONCE = 8
+
+
+def answer(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
+    """One prompt, one answer or several."""
+    text = read_prompt(args.prompt, args.prompt_file)
+    name, session = open_model(args, layers, settings)
+    from inference.request import GenerationOptions
+
+    options = GenerationOptions.from_table(session.settings.generate)
+    request = session.request("0", text, options, raw=args.raw)
+    requests = session.tokenize(request).answers()
+    loaded = load_model(args, session, requests[0].length)
+
+    from inference.device import allocating, wired
+    from inference.render import Asked, choose
+    from inference.session import describe_run
+    from inference.statistics import describe, describe_several
+    from inference.terminal import Output
+
+    about = describe_run(name, loaded)
+    asked = Asked(
+        about, requests, session.token_fields(), several=session.settings.given("generate.n")
+    )
+    render = choose(stream=args.stream, as_json=args.json)
+    with wired(loaded.placement), allocating():
+        engine = session.engine(loaded, min(len(requests), _ANSWERS_AT_ONCE))
+        finished = render(engine.run(requests), Output.stdout(), asked)
+    if not args.quiet:
+        sampling = requests[0].options.sampling
+        seed = None if sampling.greedy else sampling.seed
+        one = len(finished) == 1
+        note(describe(finished[0], about, seed) if one else describe_several(finished, about, seed))
+    error = next((each.error for each in finished if each.error is not None), None)
+    if error is not None:
+        raise error
+    return 0
+
+
+def batch(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
+    """A file of prompts; 1 if a row failed."""
+    from inference.batch.source import open_source
+
+    source = open_source(Path(args.batch))
+    name, session = open_model(args, layers, settings)
+    # How long the rows are is not known before they are read.
+    loaded = load_model(args, session, session.context or 0)
+
+    from inference.batch.command import run_batch
+    from inference.device import allocating, wired
+
+    with wired(loaded.placement), allocating():
+        failed = run_batch(
+            session,
+            loaded,
+            source,
+            name,
+            output=None if args.output is None else Path(args.output),
+            raw=args.raw,
+            force=args.force,
+            quiet=args.quiet,
+        )
+    return 1 if failed else 0
+
+
+def score(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
+    """Log-probabilities of a text."""
+    ids = None if args.ids_file is None else read_ids(Path(args.ids_file))
+    text = None if ids is not None else read_prompt(args.prompt, args.text_file)
+    name, session = open_model(args, layers, settings, need_tokenizer=ids is None)
+    if ids is None:
+        ids = _encoded(session, text or "")
+    session.check_ids(ids)
+    window = session.window(args.window, args.stride, len(ids))
+    loaded = load_model(args, session, window or len(ids))
+
+    from inference.device import allocating, wired
+    from inference.session import describe_run
+
+    about = describe_run(name, loaded)
+    with wired(loaded.placement), allocating():
+        found = session.score(loaded, ids, window, args.stride)
+    if args.html is not None:
+        _write_page(Path(args.html), found, session, about)
+    _print_score(found, session, about, as_json=args.json)
+    if not args.quiet:
+        note(about.describe())
+    return 0
+
+
+def _encoded(session: Session, text: str) -> list[int]:
+    if session.tokenizer is None:
+        raise RequestError("--score", "the folder has no tokenizer", "give --ids-file")
+    return session.tokenizer.encode_text(text)
+
+
+def _print_score(found: Score, session: Session, about: Run, *, as_json: bool) -> None:
+    """JSON, a coloured text on a terminal that has colours, or a table."""
+    from inference.report import fields, table, texts, totals
+    from inference.terminal import Output
+
+    output, tokenizer = Output.stdout(), session.tokenizer
+    if as_json:
+        output.json(fields(found, tokenizer, about))
+        return
+    pieces = texts(found, tokenizer)
+    if pieces is None or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        output.text(table(found, tokenizer))
+        return
+    from rich.console import Console
+
+    from inference.heatmap import grouped, terminal_map
+
+    Console().print(terminal_map(grouped(found, pieces)), soft_wrap=True)
+    output.text(totals(found, pieces))
+
+
+def _write_page(path: Path, found: Score, session: Session, about: Run) -> None:
+    from inference.heatmap import grouped
+    from inference.report import bits_per_byte, texts
+    from inference.score_page import page
+
+    pieces = texts(found, session.tokenizer)
+    if pieces is None:
+        raise RequestError("--html", "the folder has no tokenizer to show texts with", "add it")
+    shown = page(found, grouped(found, pieces), about, bits_per_byte(found, pieces))
+    disk.replace_whole(path, shown.encode())

@@ -1,0 +1,79 @@
+"""Prompts into caches, a piece at a time.
+
+Owns how large a piece is, and what prompts share: the first of several that begin alike
+leaves its cache for the others. Knows nothing of answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from inference.budget import PIECE_TOKENS
+from inference.cache import SequenceCache
+from inference.decoding import own_cache
+from inference.prefixes import Prefixes, where_to_leave
+from inference.rows import Row
+
+_SCORE_BYTES = 512 * 2**20  # of attention scores at a time, where attention is not fused
+
+
+def prefill_tokens(read: int, attention_heads: int | None) -> int:
+    """How many prompt tokens to read at once, after `read` others."""
+    if attention_heads is None:
+        return PIECE_TOKENS
+    count = PIECE_TOKENS
+    while count > 16 and 4 * attention_heads * count * (read + count) > _SCORE_BYTES:
+        count //= 2
+    return count
+
+
+class Prefill:
+    """Reads prompts with one model.
+
+    Args:
+        model: Called with token ids [1, n] and a cache.
+        kv_bits: Of the caches.
+        attention_heads: As for the engine.
+    """
+
+    def __init__(self, model: nn.Module, kv_bits: int | None, attention_heads: int | None) -> None:
+        self.prefixes = Prefixes()
+        self._model = model
+        self._kv_bits = kv_bits
+        self._attention_heads = attention_heads
+
+    def begin(self, row: Row, waiting: Iterable[tuple[int, ...]]) -> None:
+        """Give a row the cache that it begins with.
+
+        Args:
+            row: Whose prompt is the next to be read.
+            waiting: The prompts that come after it.
+        """
+        prompt, others = row.request.prompt, list(waiting)
+        cache = None if row.given is None else row.given.begin(prompt)
+        cache = cache or self.prefixes.longest(prompt)
+        row.cache = cache or SequenceCache(self._model, self._kv_bits)
+        row.given = None
+        row.read = row.cached = row.cache.length
+        row.leave_at = where_to_leave(prompt, row.read, others)
+        self.prefixes.keep(others)
+
+    def read(self, row: Row, most: int) -> int:
+        """Read the next piece of a row's prompt, at most so many tokens; its logits are
+        never computed. Gives the tokens read.
+        """
+        cache, prompt = own_cache(row), row.request.prompt
+        count = min(row.unread, most, prefill_tokens(row.read, self._attention_heads))
+        if row.leave_at is not None and row.leave_at > row.read:
+            count = min(count, row.leave_at - row.read)
+        piece = prompt[row.read : row.read + count]
+        self._model(mx.array([piece]), cache=cache.layers)
+        cache.advance(count)
+        cache.evaluate()
+        row.read += count
+        if row.read == row.leave_at:
+            self.prefixes.put(prompt[: row.read], cache)
+        return count

@@ -1,0 +1,150 @@
+"""One request under way: what it has read and said, and what its next token means.
+
+Owns the state of a request, and its events. Knows nothing of models, nor of the other
+requests.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+from configs.errors import GenerationError
+from inference.cache import Held, SequenceCache
+from inference.events import Delta, Event, Finished, FinishReason, Timings, Token, Usage
+from inference.reader import Reader
+from inference.request import TokenRequest
+from inference.sampler import Sampler
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A token of an answer.
+
+    Attributes:
+        token: Its id.
+        total: The log-sum-exp of its logits.
+        logprob: Of it and of the most probable tokens, where the request asks for them.
+    """
+
+    token: int
+    total: float
+    logprob: tuple[float, tuple[tuple[int, float], ...]] | None = None
+
+
+@dataclass(eq=False)
+class Row:
+    """A request under way.
+
+    Attributes:
+        request: The request.
+        sampler: Draws its tokens.
+        reader: Makes its text.
+        began: When, by the performance counter.
+        given: A cache that it may begin with.
+        cache: Its own cache; None before it begins to read, and while it has a slot.
+        slot: Its place in a batch.
+        read: Tokens of the prompt that its cache holds.
+        cached: How many of them were not read for it.
+        leave_at: After so many tokens of the prompt, others can begin with its cache.
+        token: What its next step reads, [1]; maybe not computed yet.
+        drawn: Steps that were begun.
+        said: Tokens of the answer, as far as they are known.
+        over: Whether it has finished.
+    """
+
+    request: TokenRequest
+    sampler: Sampler
+    reader: Reader
+    began: float
+    given: Held | None = None
+    cache: SequenceCache | None = None
+    slot: int | None = None
+    read: int = 0
+    cached: int = 0
+    leave_at: int | None = None
+    token: mx.array = field(init=False)
+    drawn: int = 0
+    said: list[int] = field(default_factory=list)
+    over: bool = False
+    _first_at: float | None = None
+    _last_at: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.token = mx.array(self.request.prompt[-1:], mx.uint32)
+
+    @property
+    def begun(self) -> bool:
+        """Whether its prompt has begun to be read."""
+        return self.cache is not None or self.slot is not None
+
+    @property
+    def unread(self) -> int:
+        """Prompt tokens before the last, which are read without asking what follows."""
+        return len(self.request.prompt) - 1 - self.read
+
+    @property
+    def ready(self) -> bool:
+        """Whether only its last token stands before the answer."""
+        return self.begun and not self.unread
+
+    @property
+    def going(self) -> bool:
+        """Whether it needs another step."""
+        return self.ready and not self.over and self.drawn < self.request.options.max_tokens
+
+    def take(self, drawn: Drawn) -> list[Event]:
+        """Say what a token means for the answer."""
+        name, token = self.request.id, drawn.token
+        if not math.isfinite(drawn.total):
+            return self.finish("error", _not_finite(len(self.said)))
+        self._last_at = time.perf_counter()
+        if self._first_at is None:
+            self._first_at = self._last_at
+        self.said.append(token)
+        events: list[Event] = [] if drawn.logprob is None else [Token(name, token, *drawn.logprob)]
+        if token in self.request.stop_ids:
+            return events + self.finish("stop")
+        text = self.reader.push(token)
+        if text:
+            events.append(Delta(name, text))
+        if self.reader.stopped:
+            return events + self.finish("stop")
+        if len(self.said) == self.request.options.max_tokens:
+            return events + self.finish("length")
+        return events
+
+    def finish(self, reason: FinishReason, error: GenerationError | None = None) -> list[Event]:
+        """The last of its events."""
+        self.over = True
+        name, held = self.request.id, self.reader.flush()
+        usage = Usage(len(self.request.prompt), self.cached, len(self.said))
+        events: list[Event] = [Delta(name, held)] if held else []
+        return [*events, Finished(name, reason, usage, self._timings(), error)]
+
+    def held(self, cache: SequenceCache) -> Held:
+        """Its cache with the tokens that it has read."""
+        return Held((*self.request.prompt, *self.said)[: cache.length], cache)
+
+    def _timings(self) -> Timings:
+        if self._first_at is None:
+            return Timings(None, None, None)
+        first = self._first_at - self.began
+        rest = self._last_at - self._first_at
+        read = len(self.request.prompt) - self.cached
+        return Timings(
+            first_token_seconds=first,
+            prefill_tokens_per_second=read / first if first > 0 else None,
+            decode_tokens_per_second=(len(self.said) - 1) / rest if rest > 0 else None,
+        )
+
+
+def _not_finite(position: int) -> GenerationError:
+    return GenerationError(
+        "model",
+        f"produced NaN or infinite logits at token {position + 1}",
+        "the weights are damaged, or float16 is too small for them: try --dtype float32",
+    )
