@@ -5,6 +5,7 @@ Tokenizer and template files go across byte for byte; Python files never do.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from checkpoint.folder import (
     file_in,
     files_like,
 )
+from convert.model_card import model_card
 from convert.plan import Plan
 
 FILE_LIMIT = 1 << 30
@@ -32,50 +34,54 @@ def write_model_files(
     source: Path,
     plan: Plan,
     config: dict[str, Any],
-    readme_note: str,
     chat_template: bytes | None,
 ) -> tuple[str, ...]:
-    """Write all files but the shards and the receipt.
+    """Write all files but the shards, the card and the receipt.
 
     Args:
         folder: The staged folder.
         source: The source folder.
         plan: The plan, for the index.
         config: config.json's content.
-        readme_note: Goes on top of the README.
         chat_template: A template to put in place of the source's.
 
     Returns:
         The names of the files written.
     """
-    written = {
-        CONFIG: _as_json(_for_the_result(config, plan)),
-        WEIGHTS_INDEX: _as_json(plan.index()),
-    }
-    for name in files_like(source, (GENERATION_CONFIG, *CARRIED_PATTERNS)):
-        written[name] = disk.read_whole(file_in(source, name), FILE_LIMIT)
+    disk.write_whole(folder / CONFIG, _as_json(_for_the_result(config, plan)))
+    disk.write_whole(folder / WEIGHTS_INDEX, _as_json(plan.index()))
+    carried = files_like(source, (GENERATION_CONFIG, *CARRIED_PATTERNS))
     if chat_template is not None:
-        written[CHAT_TEMPLATE] = chat_template
-    own = file_in(source, README)
-    text = disk.read_whole(own, FILE_LIMIT).decode("utf-8", "replace") if own.is_file() else ""
-    written[README] = with_note(text, readme_note).encode()
-    for name, content in written.items():
+        disk.write_whole(folder / CHAT_TEMPLATE, chat_template)
+        carried = [name for name in carried if name != CHAT_TEMPLATE]
+    for name in carried:
         path = folder / name
-        if path.parent != folder and not path.parent.exists():
-            disk.make_folder(path.parent)
-        disk.write_whole(path, content)
-    return tuple(written)
+        if path.parent != folder:
+            disk.make_folder(path.parent, exist_ok=True)
+        disk.write_whole(path, disk.read_whole(file_in(source, name), FILE_LIMIT))
+    given = [CHAT_TEMPLATE] if chat_template is not None else []
+    return (CONFIG, WEIGHTS_INDEX, *given, *carried)
 
 
-def with_note(readme: str, note: str) -> str:
-    """A README with a note put before its text, after its YAML front matter if it has one."""
-    lines = readme.splitlines(keepends=True)
-    body = 0
-    if lines and lines[0].rstrip() == "---":
-        ends = (at for at, line in enumerate(lines[1:], 1) if line.rstrip() == "---")
-        body = next(ends, -1) + 1
-    quoted = "".join(f"> {line}\n" for line in note.splitlines())
-    return "".join([*lines[:body], quoted, "\n" if lines[body:] else "", *lines[body:]])
+def read_readme(source: Path) -> str:
+    """The source's README.md, the start of the new card; empty if it has none."""
+    path = file_in(source, README)
+    return disk.read_whole(path, FILE_LIMIT).decode("utf-8", "replace") if path.is_file() else ""
+
+
+def write_card(folder: Path, source: Path, receipt: dict[str, Any]) -> None:
+    """Write the model card, which is made from the receipt, and list it there.
+
+    Args:
+        folder: The staged folder.
+        source: The source folder.
+        receipt: The receipt; its `files` gets the card's entry.
+    """
+    content = model_card(receipt, read_readme(source)).encode()
+    disk.write_whole(folder / README, content)
+    digest = hashlib.sha256(content).hexdigest()
+    entry = {"file": README, "bytes": len(content), "sha256": digest}
+    receipt["files"] = sorted([*receipt["files"], entry], key=lambda file: str(file["file"]))
 
 
 def _for_the_result(config: dict[str, Any], plan: Plan) -> dict[str, Any]:
