@@ -1,24 +1,33 @@
-"""Where the result goes: checked, staged beside it, and put in its place by rename.
+"""Where the result goes: checked, held, staged beside it, and put in its place by rename.
 
-The destination is absent, old, or whole at every moment. Owns the staged folder
-and the old one that it replaces; knows nothing of what is in them.
+The destination is absent, old, or whole at every moment. Beside it lies, while a
+conversion runs or waits to be gone on with, one folder:
+
+    .<name>.ferry-staging/model       what will be the destination
+    .<name>.ferry-staging/journal     which of it is finished
+    .<name>.ferry-staging/owner.json  which process holds the destination, and a lock
+
+and between the two renames that replace an old destination, .<name>.ferry-old.
+Owns these names and the lock; knows nothing of what is in the folders.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint import disk
 from checkpoint.folder import staging_path
-from configs.errors import DestinationError, UsageError
+from configs.errors import DestinationError, DiskError, SourceError, UsageError
 
 _OWNER = "owner.json"
+_REPLACED = "replaced"
+_OWNER_LIMIT = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -27,11 +36,11 @@ class Destination:
 
     Attributes:
         path: Where the model folder will be, absolute.
-        replaces: Whether something there is to be replaced.
+        force: Whether something there may be replaced.
     """
 
     path: Path
-    replaces: bool
+    force: bool
 
     @property
     def staging(self) -> Path:
@@ -39,8 +48,18 @@ class Destination:
         return staging_path(self.path)
 
     @property
+    def model(self) -> Path:
+        """The staged model folder."""
+        return self.staging / "model"
+
+    @property
+    def journal(self) -> Path:
+        """The journal of the staged model folder."""
+        return self.staging / "journal"
+
+    @property
     def retired(self) -> Path:
-        """Where the old result waits while the new one takes its place."""
+        """Where the old result waits while the new one takes its place; always whole."""
         return self.path.with_name(f".{self.path.name}.ferry-old")
 
 
@@ -69,12 +88,30 @@ def check_destination(path: Path, *, force: bool, make_parent: bool = False) -> 
         raise DestinationError(parent, "can't be written", "choose another folder")
     if len(os.fsencode(f".{path.name}.ferry-staging")) > os.pathconf(parent, "PC_NAME_MAX"):
         raise DestinationError(path, "the name is too long", "choose a shorter one")
-    exists = _is_there(path)
-    if exists and not path.is_symlink() and path.is_dir() and not disk.list_folder(path):
-        return Destination(path, replaces=False)
-    if exists and not force:
+    destination = Destination(path, force)
+    _refuse_existing(destination)
+    return destination
+
+
+def check_not_held(destination: Destination) -> None:
+    """Refuse a destination that another process is converting to, before any work.
+
+    Raises:
+        DestinationError: it is.
+    """
+    owner = destination.staging / _OWNER
+    with suppress(DiskError):  # `held` will tell
+        if disk.is_there(owner):
+            disk.close(_lock(owner), owner)
+
+
+def _refuse_existing(destination: Destination) -> None:
+    """Refuse what must not be replaced; an empty folder may always be."""
+    path = destination.path
+    if destination.force or not disk.is_there(path):
+        return
+    if path.is_symlink() or not disk.is_folder(path) or disk.list_folder(path):
         raise UsageError("--mlx-path", f"{path} exists already", "replace it with --force")
-    return Destination(path, replaces=exists)
 
 
 def check_apart(destination: Destination, source: Path) -> None:
@@ -96,84 +133,158 @@ def check_apart(destination: Destination, source: Path) -> None:
 
 
 @contextmanager
-def staged(destination: Destination) -> Iterator[Path]:
-    """An empty folder beside the destination, ours alone, gone at the end unless published.
+def held(destination: Destination) -> Iterator[None]:
+    """Keep the destination to this process; the staging folder exists meanwhile.
+
+    The system lets go of it when the process ends, however it ends. What is left in the
+    staging folder stays; an empty one is removed.
 
     Raises:
         DestinationError: another process is converting to the same destination.
-        DiskError: the folder can't be made.
+        UsageError: something came to the destination since it was checked.
+        DiskError: the staging folder can't be made or locked.
     """
-    staging = destination.staging
-    if not staging.parent.exists():
-        disk.make_folder(staging.parent)
-    if staging.exists():
-        with _locked(staging):
-            disk.remove_tree(staging)
-    disk.make_folder(staging)
-    with _locked(staging):
-        try:
-            _restore(destination)
-            disk.write_whole(staging / _OWNER, json.dumps({"pid": os.getpid()}).encode())
-            yield staging
-        finally:
-            if staging.exists():
-                disk.remove_tree(staging)
+    parent = destination.path.parent
+    if not disk.is_there(parent):
+        disk.make_folder(parent, exist_ok=True)
+        disk.fsync_folder(parent.parent)
+    with _owning(destination.staging):
+        _restore(destination)
+        _refuse_existing(destination)
+        yield
+
+
+def clear(destination: Destination) -> None:
+    """Remove what a conversion has left beside a destination that is held.
+
+    Raises:
+        DiskError: something can't be removed.
+    """
+    _clear_retired(destination)
+    for name in disk.list_folder(destination.staging):
+        if name != _OWNER:
+            disk.remove_tree(destination.staging / name)
 
 
 def publish(destination: Destination) -> None:
     """Put the staged folder in the destination's place and wait until that is on disk.
 
+    Every file in it must be synced already.
+
     Raises:
-        DiskError: a rename failed; what was there before is there again.
+        DiskError: a rename or a sync failed; what was there before is there again.
     """
-    staging = destination.staging
-    disk.remove(staging / _OWNER)
-    disk.fsync_folder(staging)
+    staged, path = destination.model, destination.path
+    folders = [staged / name for name in disk.list_folder(staged)]
+    for folder in (*filter(disk.is_folder, folders), staged):
+        disk.fsync_folder(folder)
+    _clear_retired(destination)
     try:
-        if destination.replaces:
-            disk.rename(destination.path, destination.retired)
-        disk.rename(staging, destination.path)
-        disk.fsync_folder(destination.path.parent)
+        if destination.force and disk.is_there(path):
+            disk.rename(path, destination.retired)
+        disk.rename(staged, path)
+        disk.fsync_folder(path.parent)
+    except DiskError:
+        if not disk.is_there(staged):
+            disk.rename(path, staged)
+        raise
     finally:
-        # Whatever came between the renames, Ctrl-C too: the old one is back, or the new one there.
+        # Whatever came between the renames, Ctrl-C too: the new one is there, or the old one back.
         _restore(destination)
 
 
-def _is_there(path: Path) -> bool:
-    """Whether the name is taken, be it by a link to nowhere."""
-    return path.is_symlink() or path.exists()
+def leftovers(destination: Destination) -> Iterator[Destination]:
+    """Other destinations in the same folder whose staging folder no process holds.
+
+    Each is held while the caller looks at it. One that can't be looked at is left out.
+    """
+    parent = destination.path.parent
+    for name in disk.list_folder(parent):
+        other = Destination(parent / name.removeprefix(".").removesuffix(".ferry-staging"), False)
+        if other.path.name and other.staging.name == name and other.path != destination.path:
+            with suppress(DiskError, DestinationError), _owning(other.staging):
+                yield other
 
 
 def _restore(destination: Destination) -> None:
     """Undo a replacement that stopped between its two renames."""
-    if not _is_there(destination.retired):
-        return
-    if _is_there(destination.path):
-        disk.remove_tree(destination.retired)
-    else:
+    if disk.is_there(destination.retired) and not disk.is_there(destination.path):
         disk.rename(destination.retired, destination.path)
 
 
+def _clear_retired(destination: Destination) -> None:
+    """Remove the old result once the new one is in its place for good."""
+    if disk.is_there(destination.retired) and disk.is_there(destination.path):
+        disk.fsync_folder(destination.path.parent)
+        # Not under its own name, which stands for something whole at every moment.
+        replaced = destination.staging / _REPLACED
+        if disk.is_there(replaced):
+            disk.remove_tree(replaced)
+        disk.rename(destination.retired, replaced)
+        disk.remove_tree(replaced)
+
+
 @contextmanager
-def _locked(staging: Path) -> Iterator[None]:
-    """Hold the staged folder; the system lets go of it when the process ends, however it ends."""
-    folder = os.open(staging, os.O_RDONLY | os.O_DIRECTORY)
+def _owning(staging: Path) -> Iterator[None]:
+    """Hold a staging folder, made if it is missing, by the lock in it."""
+    path = staging / _OWNER
+    file = _owned(staging, path)
     try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DestinationError(
-                staging,
-                f"process {_owner(staging)} is converting to this destination",
-                "wait for it",
-            ) from error
+        since = time.strftime("%Y-%m-%d %H:%M:%S")
+        text = json.dumps({"pid": os.getpid(), "since": since}).encode()
+        disk.truncate(file, path, len(text))
+        disk.write_at(file, path, text, 0)
         yield
     finally:
-        os.close(folder)
+        # What can't be removed is so by the next run. Another process may be here already
+        # once the file is gone, and the folder then stays for it.
+        with suppress(DiskError):
+            disk.remove(path)
+        with suppress(DiskError):
+            disk.remove_empty_folder(staging)
+        with suppress(DiskError):
+            disk.close(file, path)
 
 
-def _owner(staging: Path) -> str:
+def _owned(staging: Path, path: Path) -> int:
+    """The lock file, locked; not one that another process has removed in the meantime."""
+    if staging.is_symlink():
+        raise DestinationError(staging, "is a symbolic link", "remove it")
+    while True:
+        disk.make_folder(staging, exist_ok=True)
+        try:
+            file = _lock(path)
+        except DiskError:
+            if disk.is_there(staging):
+                raise
+            continue  # another process has just removed it
+        with ExitStack() as unless_ours:
+            unless_ours.callback(disk.close, file, path)
+            if disk.is_open_at(file, path):
+                unless_ours.pop_all()
+                return file
+
+
+def _lock(path: Path) -> int:
+    """Open and lock a staging folder's lock file.
+
+    Raises:
+        DestinationError: another process has locked it.
+        DiskError: it can't be opened or locked.
+    """
+    file = disk.open_lock(path)
+    with ExitStack() as unless_ours:
+        unless_ours.callback(disk.close, file, path)
+        if not disk.lock(file, path):
+            what = f"{_owner(path)} is converting to this destination"
+            raise DestinationError(path.parent, what, "wait for it")
+        unless_ours.pop_all()
+    return file
+
+
+def _owner(path: Path) -> str:
     try:
-        return str(json.loads((staging / _OWNER).read_bytes())["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another"
+        owner = json.loads(disk.read_whole(path, _OWNER_LIMIT))
+        return f"process {int(owner['pid'])} (since {owner['since']})"
+    except (DiskError, SourceError, ValueError, KeyError, TypeError):
+        return "another process"

@@ -15,12 +15,20 @@ from typing import Any
 from checkpoint import disk
 from configs.errors import DiskError
 from configs.resolve import Resolved
-from convert.destination import Destination, publish, staged
-from convert.model_files import write_model_files
+from convert.blocks import Blocks
+from convert.destination import Destination, held, publish
+from convert.fingerprint import made_of
+from convert.model_files import write_card, write_model_files
 from convert.prepare import Prepared
-from convert.receipt import FILE, make_receipt, readme_note
-from convert.stream import Progress, stream_tensors
-from convert.verify import digest_file, verify_shards
+from convert.receipt import FILE, make_receipt, peak_memory_bytes
+from convert.shard_file import ShardFiles
+from convert.show import gigabytes
+from convert.staging import Note, confirm, staged, tidy
+from convert.stream import AllThere, Progress, Supply, stream_tensors
+from convert.verify import Verification, digest_file, verify_index
+
+Prove = Callable[[Path], dict[str, Any] | None]
+"""Given the verified folder, what it proved for the receipt; raises VerifyError if it can't."""
 
 
 def convert(
@@ -28,53 +36,82 @@ def convert(
     options: Resolved,
     destination: Destination,
     progress: Callable[[int], AbstractContextManager[Progress]],
+    *,
+    resume: bool = True,
+    note: Note = lambda line: None,
+    supply: Supply | None = None,
+    prove: Prove | None = None,
 ) -> dict[str, Any]:
     """Carry out a prepared conversion; the destination is whole at the end or untouched.
+
+    What an interrupted one has left is gone on with, if it was of the same result, and
+    what this one can't bring to an end is kept for the next in the same way.
 
     Args:
         prepared: What `prepare` gave.
         options: The options in force.
         destination: Where the result goes.
         progress: Given the total bytes, a context whose value is told of every block.
+        resume: Whether to go on with what an interrupted conversion has left.
+        note: Told how much of that is kept, and of other conversions' leftovers.
+        supply: Brings the source's files one by one; None where all are there.
+        prove: Called with the staged folder once it is verified.
 
     Returns:
-        The receipt.
+        The receipt, and what differs from run to run: `seconds`, `peak_memory_bytes`.
 
     Raises:
+        DestinationError: another process is converting to the same destination.
         DiskError: reading or writing failed, or there is too little room.
         SourceError: a tensor holds infinite or NaN values.
-        VerifyError: what was written does not read back.
+        VerifyError: what was written does not read back, or the proof failed.
     """
-    plan, table = prepared.plan, options.convert
-    given = options.model.source or str(prepared.source.path)
-    check_free_space(destination.path.parent, plan.disk_bytes)
-    with staged(destination) as folder:
-        with progress(plan.tensor_bytes) as tell:
-            checksums = stream_tensors(plan, prepared.model_map.recipes, folder, tell)
-        names = write_model_files(
-            folder,
-            prepared.source.path,
-            plan,
-            prepared.config,
-            readme_note(given, plan, table),
-            prepared.chat_template,
-        )
+    plan, table, folder = prepared.plan, options.convert, destination.model
+    blocks = Blocks(plan)
+    with (
+        held(destination),
+        staged(destination, made_of(prepared, table), blocks, resume=resume, note=note) as journal,
+    ):
+        tidy(destination, note)
+        check_free_space(destination.path.parent, plan.disk_bytes - disk.held_bytes(folder))
+        with ShardFiles(folder) as files, Verification(folder, blocks, journal) as verification:
+            with progress(plan.tensor_bytes) as tell:
+                if kept := confirm(blocks, journal, files, tell):
+                    note(f"resuming: {gigabytes(kept)} of {gigabytes(plan.tensor_bytes)} kept")
+                stream_tensors(
+                    blocks,
+                    prepared.model_map.recipes,
+                    journal,
+                    files,
+                    tell,
+                    verification.start,
+                    supply or AllThere(),
+                )
+            source = prepared.source.path
+            names = write_model_files(folder, source, plan, prepared.config, prepared.chat_template)
+            verify_index(folder, plan)
+            shards = verification.digests()
         receipt = make_receipt(
-            given=given,
+            given=options.model.source or str(prepared.source.path),
             source=prepared.source,
             table=table,
             dtype=prepared.dtype,
             model_map=prepared.model_map,
             plan=plan,
-            shards=verify_shards(folder, plan, checksums),
+            shards=shards,
             files=tuple(digest_file(folder / name, name) for name in sorted(names)),
             warnings=prepared.warnings,
-            seconds=time.perf_counter() - prepared.started,
         )
+        if prove is not None and (proof := prove(folder)) is not None:
+            receipt["proof"] = proof
+        write_card(folder, source, receipt)
         text = json.dumps(receipt, indent=2, ensure_ascii=False)
         disk.write_whole(folder / FILE, text.encode() + b"\n")
         publish(destination)
-    return receipt
+    return receipt | {
+        "seconds": round(time.perf_counter() - prepared.started, 3),
+        "peak_memory_bytes": peak_memory_bytes(),
+    }
 
 
 def check_free_space(parent: Path, needed: int) -> None:

@@ -1,7 +1,8 @@
 """The receipt of a conversion: what was made from what, how, and how large it came out.
 
 Written as conversion.json into the model folder and printed by `--json`. Field
-names are fixed; more may be added.
+names are fixed; more may be added. The same conversion gives the same receipt, byte
+for byte, so what a single run took is no part of it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ def make_receipt(
     shards: tuple[FileDigest, ...],
     files: tuple[FileDigest, ...],
     warnings: tuple[str, ...],
-    seconds: float,
 ) -> dict[str, Any]:
     """The receipt's content.
 
@@ -50,7 +50,6 @@ def make_receipt(
         shards: The shards with their digests.
         files: All other files with theirs.
         warnings: What the user was warned of.
-        seconds: Wall time of the conversion.
     """
     quantized = [parameter for parameter in plan.parameters if parameter.quantization]
     return {
@@ -63,6 +62,7 @@ def make_receipt(
         "architecture": model_map.architecture,
         "options": {
             "quantize": table.quantize,
+            "dequantize": table.dequantize,
             **(
                 {
                     "bits": table.bits,
@@ -94,8 +94,6 @@ def make_receipt(
         "dropped": [asdict(dropped) for dropped in model_map.dropped],
         "notes": list(model_map.notes),
         "warnings": list(warnings),
-        "seconds": round(seconds, 3),
-        "peak_memory_bytes": peak_memory_bytes(),
         "expected_peak_memory_bytes": plan.expected_peak_bytes,
     }
 
@@ -111,14 +109,3 @@ def peak_memory_bytes() -> int:
         status = Path("/proc/self/status").read_text("ascii")
         return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def readme_note(given: str, plan: Plan, table: ConvertTable) -> str:
-    """The short note on top of the README."""
-    how = f"quantized to {table.bits} bits ({table.mode}, groups of {table.group_size})"
-    return (
-        f"Converted to MLX from {given} by mlx-ferry"
-        f" {__version__}:"
-        f" {how if table.quantize else 'not quantized'},"
-        f" {plan.bits_per_weight:.2f} bits per weight. {FILE} has the details."
-    )

@@ -2,27 +2,34 @@
 
 Reading, computing and writing overlap: while blocks are computed on MLX's
 streams, the next is read here and the one before is written. Owns that overlap;
-what a block is comes from the recipe and the plan.
+what a block is comes from the recipe and the plan, and which are finished from the
+journal.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import mlx.core as mx
 
 from checkpoint import disk
+from checkpoint.architecture.packed import Dequantize
 from checkpoint.architecture.reader import TensorReader
-from checkpoint.architecture.recipes import Recipe, row_blocks
+from checkpoint.architecture.recipes import Recipe
 from configs.errors import DiskError, SourceError
-from convert.plan import Parameter, Plan
+from convert.blocks import Block, Blocks
+from convert.journal import Journal
+from convert.plan import Parameter, Shard
 from convert.planner import BLOCK_BYTES
 from convert.quantize import is_finite, largest_exponent, round_to_nearest
-from convert.shard_file import ShardFile, as_stored, open_shard
+from convert.schedule import Turn
+from convert.shard_file import ShardFiles, as_stored
 
 _SHOWN = 3
 
@@ -30,108 +37,181 @@ Progress = Callable[[str, int], None]
 """Told a parameter's name and how many bytes of it were just written."""
 
 
-@dataclass(frozen=True)
-class _Block:
-    """A block whose values are being computed."""
+class Supply(Protocol):
+    """Brings source files when they are needed, and lets go of them when they are not."""
 
-    parameter: Parameter
+    def turns(self, left: Sequence[Parameter]) -> Sequence[Turn]:
+        """The order in which to make the parameters that are not finished, each once."""
+
+    def fetch(self, files: Sequence[Path]) -> None:
+        """Called before the first of these files is read."""
+
+    def release(self, files: Sequence[Path]) -> None:
+        """Called once all that is made of these files is written; they are closed."""
+
+
+class AllThere:
+    """The supply of a source that lies on the disk as a whole: the model's order."""
+
+    def turns(self, left: Sequence[Parameter]) -> Sequence[Turn]:
+        return [Turn(parameter.name, (), ()) for parameter in left]
+
+    def fetch(self, files: Sequence[Path]) -> None:
+        pass
+
+    def release(self, files: Sequence[Path]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A block whose values are being computed.
+
+    Attributes:
+        block: Which one.
+        stored: What goes to the files.
+        exponents: The largest of the values, and of the scales.
+        dtype: Of the values.
+        wide: Whether the source holds more than float16 does.
+    """
+
+    block: Block
     stored: tuple[mx.array, ...]
-    exponent: mx.array
+    exponents: tuple[mx.array, mx.array]
     dtype: mx.Dtype
+    wide: bool
 
 
 def stream_tensors(
-    plan: Plan, recipes: Mapping[str, Recipe], folder: Path, progress: Progress
-) -> dict[str, int]:
-    """Write every shard of the plan.
+    blocks: Blocks,
+    recipes: Mapping[str, Recipe],
+    journal: Journal,
+    files: ShardFiles,
+    progress: Progress,
+    finished: Callable[[Shard], None],
+    supply: Supply,
+) -> None:
+    """Make every block that is not finished.
 
     Args:
-        plan: What to write.
+        blocks: What to make.
         recipes: How each parameter is made.
-        folder: The staged folder; it holds none of the shards yet.
+        journal: Which blocks are finished; told of every block that is written.
+        files: The staged shards.
         progress: Called after every block.
-
-    Returns:
-        The CRC-32 of every tensor written.
+        finished: Called with every shard once it is complete and synced.
+        supply: Says in which order, and is told which source files are needed.
 
     Raises:
         DiskError: reading or writing failed.
         SourceError: a tensor holds infinities or NaN.
     """
-    checksums: dict[str, int] = {}
-    done = 0
-
-    def tell(name: str, nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        progress(name, nbytes)
-
-    streams = _streams()
+    plan = blocks.plan
     # Memory that MLX keeps for reuse counts as ours; a few blocks' worth is enough.
     before = mx.set_cache_limit(4 * BLOCK_BYTES)
     try:
+        left = {
+            shard.file: sum(not journal.has(b) for b in blocks.in_shard(shard))
+            for shard in plan.shards
+        }
+        for shard in plan.shards:
+            if not left[shard.file]:
+                _finish(shard, blocks, journal, files, finished)
         with TensorReader() as reader:
-            for shard in plan.shards:
-                with open_shard(folder, shard) as file:
-                    for block in _compute(shard.parameters, recipes, reader, streams):
-                        _write(block, file, tell)
-                checksums |= file.checksums
+            for made in _compute(blocks, recipes, journal, reader, supply):
+                shard = blocks.shard_of(made.block.parameter)
+                _write(made, shard, files, journal)
+                progress(made.block.parameter.name, made.block.nbytes)
+                left[shard.file] -= 1
+                if not left[shard.file]:
+                    _finish(shard, blocks, journal, files, finished)
     except DiskError as error:
         if not disk.is_full(error):
             raise
-        total = plan.tensor_bytes
-        what = f"the disk is full after {done:,} of {total:,} bytes"
+        what = f"the disk is full after {journal.finished_bytes:,} of {plan.tensor_bytes:,} bytes"
         raise DiskError(error.where, what, error.mend) from error
     finally:
         mx.set_cache_limit(before)
-    return checksums
 
 
 def _compute(
-    parameters: Iterable[Parameter],
+    blocks: Blocks,
     recipes: Mapping[str, Recipe],
+    journal: Journal,
     reader: TensorReader,
-    streams: Sequence[mx.Stream],
-) -> Iterator[_Block]:
-    """Blocks in order, each given out once the ones after it are under way."""
-    turns = itertools.cycle(streams)
-    waiting: deque[_Block] = deque()
-    for parameter in parameters:
-        recipe = recipes[parameter.name]
-        row_bytes = recipe.dtype.size * (recipe.shape[-1] if len(recipe.shape) > 1 else 1)
-        for box in row_blocks(recipe.shape, row_bytes, BLOCK_BYTES):
-            with mx.stream(next(turns)):
-                values = recipe.read(box, reader)
-                made = (
-                    round_to_nearest(values, parameter.quantization)
-                    if parameter.quantization
-                    else (values,)
-                )
-                exponent = largest_exponent(values)
-                if parameter.quantization and parameter.quantization.mode == "affine":
-                    # A group that spans more than its dtype holds has no finite scale.
-                    exponent = mx.maximum(exponent, largest_exponent(made[1]))
-                stored = tuple(as_stored(array) for array in made)
-            mx.async_eval(exponent, *stored)
-            waiting.append(_Block(parameter, stored, exponent, recipe.dtype))
-            del values, made, stored
-            if len(waiting) > len(streams):
+    supply: Supply,
+) -> Iterator[_Made]:
+    """The unfinished blocks, each given out once the ones after it are under way.
+
+    Where source files come or go, all that was made before is given out first.
+    """
+    unfinished = {
+        parameter.name: parameter
+        for parameter in blocks.plan.parameters
+        if not all(journal.has(block) for block in blocks.of(parameter))
+    }
+    streams = itertools.cycle(own := _streams())
+    waiting: deque[_Made] = deque()
+    for turn in supply.turns(tuple(unfinished.values())):
+        if turn.fetch:
+            while waiting:
+                yield waiting.popleft()
+            supply.fetch(turn.fetch)
+        recipe = recipes[turn.name]
+        for block in blocks.of(unfinished[turn.name]):
+            if journal.has(block):
+                continue
+            with mx.stream(next(streams)):
+                waiting.append(_make(block, recipe, reader))
+            if len(waiting) > len(own):
                 yield waiting.popleft()
         recipe.release()
+        if turn.release:
+            while waiting:
+                yield waiting.popleft()
+            reader.forget(turn.release)
+            supply.release(turn.release)
     yield from waiting
+
+
+def _make(block: Block, recipe: Recipe, reader: TensorReader) -> _Made:
+    """Set a block's computation going."""
+    quantization = block.parameter.quantization
+    made: tuple[mx.array, ...]
+    if quantization and isinstance(recipe, Dequantize) and block.parameter.operation != "quantize":
+        made = recipe.read_packed(block.box, reader)
+        values = made[-1]
+    else:
+        values = recipe.read(block.box, reader)
+        made = round_to_nearest(values, quantization) if quantization else (values,)
+    # A group that spans more than its dtype holds has no finite scale.
+    affine = quantization is not None and quantization.mode == "affine"
+    exponents = (largest_exponent(values), largest_exponent(made[1] if affine else values))
+    stored = tuple(as_stored(array) for array in made)
+    mx.async_eval(*exponents, *stored)
+    wide = any(ref.dtype != "F16" for ref in recipe.sources())
+    return _Made(block, stored, exponents, recipe.dtype, wide)
 
 
 def _streams() -> tuple[mx.Stream, ...]:
     """A CPU stream is one thread, so there are two; a GPU fills itself from one."""
     if mx.default_device() == mx.Device(mx.cpu):
-        return mx.new_stream(mx.cpu), mx.new_stream(mx.cpu)
+        return _two_cpu_streams()
     return (mx.default_stream(mx.default_device()),)
 
 
-def _write(block: _Block, file: ShardFile, progress: Progress) -> None:
-    if not is_finite(block.exponent, block.dtype):
+@cache
+def _two_cpu_streams() -> tuple[mx.Stream, mx.Stream]:
+    """The same ones for every conversion of a process: a stream's thread never ends."""
+    return mx.new_stream(mx.cpu), mx.new_stream(mx.cpu)
+
+
+def _write(made: _Made, shard: Shard, files: ShardFiles, journal: Journal) -> None:
+    block = made.block
+    finite = [is_finite(exponent, made.dtype) for exponent in made.exponents]
+    if not all(finite):
         parameter = block.parameter
-        narrowed = parameter.operation != "copy" and block.dtype == mx.float16
+        narrowed = made.dtype == mx.float16 and (made.wide or finite[0])
         made_from = ", ".join(parameter.sources[:_SHOWN])
         raise SourceError(
             made_from,
@@ -142,5 +222,21 @@ def _write(block: _Block, file: ShardFile, progress: Progress) -> None:
             if narrowed
             else "the checkpoint is damaged: download it again",
         )
-    for tensor, array in zip(block.parameter.outputs, block.stored, strict=True):
-        progress(block.parameter.name, file.append(tensor.name, array))
+    pairs = zip(block.pieces, made.stored, strict=True)
+    journal.add(block, [files.write(shard, piece, rows) for piece, rows in pairs])
+
+
+def _finish(
+    shard: Shard,
+    blocks: Blocks,
+    journal: Journal,
+    files: ShardFiles,
+    finished: Callable[[Shard], None],
+) -> None:
+    try:
+        files.finish(shard)
+    except DiskError:
+        for block in blocks.in_shard(shard):
+            journal.forget(block)
+        raise
+    finished(shard)

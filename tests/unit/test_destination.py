@@ -2,33 +2,55 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from checkpoint import disk
 from configs.errors import DestinationError, DiskError, UsageError
-from convert.destination import check_apart, check_destination, publish, staged
+from convert.destination import (
+    Destination,
+    check_apart,
+    check_destination,
+    check_not_held,
+    clear,
+    held,
+    leftovers,
+    publish,
+)
+
+
+def stage(destination: Destination, name: str) -> None:
+    """A staged folder with one file."""
+    disk.make_folder(destination.model)
+    (destination.model / name).write_text(name)
 
 
 def test_a_new_folder_is_published_whole(tmp_path: Path) -> None:
     destination = check_destination(tmp_path / "out", force=False)
-    with staged(destination) as folder:
-        (folder / "config.json").write_text("{}")
+    with held(destination):
+        stage(destination, "config.json")
         assert not destination.path.exists()
         publish(destination)
     assert os.listdir(tmp_path) == ["out"]
     assert os.listdir(destination.path) == ["config.json"]
 
 
-def test_nothing_is_left_when_the_work_fails(tmp_path: Path) -> None:
+def test_what_was_staged_stays_until_it_is_cleared(tmp_path: Path) -> None:
     destination = check_destination(tmp_path / "out", force=False)
-    with pytest.raises(ZeroDivisionError), staged(destination) as folder:
-        (folder / "half").write_text("half")
+    with pytest.raises(ZeroDivisionError), held(destination):
+        stage(destination, "half")
         raise ZeroDivisionError
+    assert os.listdir(tmp_path) == [".out.ferry-staging"]
+    assert os.listdir(destination.staging) == ["model"]
+    with held(destination):
+        clear(destination)
     assert os.listdir(tmp_path) == []
 
 
@@ -39,10 +61,11 @@ def test_an_existing_folder_needs_force_and_is_replaced_only_at_the_end(tmp_path
     with pytest.raises(UsageError, match="--force"):
         check_destination(old, force=False)
     destination = check_destination(old, force=True)
-    with staged(destination) as folder:
-        (folder / "new").write_text("new")
+    with held(destination):
+        stage(destination, "new")
         assert os.listdir(old) == ["old"]
         publish(destination)
+        clear(destination)
     assert os.listdir(old) == ["new"]
     assert os.listdir(tmp_path) == ["out"]
 
@@ -60,72 +83,221 @@ def test_whatever_has_the_name_is_replaced_and_nothing_behind_it(kind: str, tmp_
     with pytest.raises(UsageError, match="--force"):
         check_destination(out, force=False)
     destination = check_destination(out, force=True)
-    with staged(destination) as folder:
-        (folder / "new").write_text("new")
+    with held(destination):
+        stage(destination, "new")
         publish(destination)
+        clear(destination)
     assert not out.is_symlink() and os.listdir(out) == ["new"]
     assert os.listdir(other) == ["kept"]
     assert sorted(os.listdir(tmp_path)) == ["other", "out"]
 
 
 def test_an_empty_folder_needs_no_force(tmp_path: Path) -> None:
-    destination = check_destination(tmp_path, force=False)
-    assert not destination.replaces
+    out = tmp_path / "out"
+    out.mkdir()
+    destination = check_destination(out, force=False)
+    with held(destination):
+        stage(destination, "new")
+        publish(destination)
+    assert os.listdir(out) == ["new"]
 
 
-def test_the_old_folder_is_back_when_the_second_rename_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_came_to_the_destination_since_it_was_checked_stays(tmp_path: Path) -> None:
+    destination = check_destination(tmp_path / "out", force=False)
+    disk.write_whole(tmp_path / "out", b"somebody's")
+    with pytest.raises(UsageError, match="exists already"), held(destination):
+        pass
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("call", ["rename", "fsync_folder"])
+def test_the_old_folder_is_back_when_publishing_fails(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old = tmp_path / "out"
     old.mkdir()
     (old / "old").write_text("old")
     destination = check_destination(old, force=True)
-    rename = disk.rename
+    honest = getattr(disk, call)
+    refused = destination.model if call == "rename" else tmp_path
 
-    def fail_to_publish(path: Path, target: Path) -> None:
-        if path == destination.staging:
-            raise DiskError(path, "can't rename")
-        rename(path, target)
+    def fail(path: Path, *target: Path) -> None:
+        if path == refused:
+            raise DiskError(path, f"can't {call}")
+        honest(path, *target)
 
-    monkeypatch.setattr(disk, "rename", fail_to_publish)
-    with pytest.raises(DiskError), staged(destination):
-        publish(destination)
-    assert os.listdir(tmp_path) == ["out"]
-    assert os.listdir(old) == ["old"]
+    with held(destination):
+        stage(destination, "new")
+        with monkeypatch.context() as patch, pytest.raises(DiskError):
+            patch.setattr(disk, call, fail)
+            publish(destination)
+        assert os.listdir(old) == ["old"]
+        assert os.listdir(destination.model) == ["new"]
+        assert sorted(os.listdir(tmp_path)) == [".out.ferry-staging", "out"]
 
 
-def test_a_replacement_that_was_cut_off_is_undone(tmp_path: Path) -> None:
-    destination = check_destination(tmp_path / "out", force=False)
-    destination.retired.mkdir()
-    (destination.retired / "old").write_text("old")
-    with staged(destination):
+def test_a_replacement_that_was_cut_off_is_undone_and_done_again(tmp_path: Path) -> None:
+    old = tmp_path / ".out.ferry-old"
+    old.mkdir()
+    (old / "old").write_text("old")
+    destination = check_destination(tmp_path / "out", force=True)
+    with held(destination):
         assert os.listdir(destination.path) == ["old"]
+        stage(destination, "new")
+        publish(destination)
+        clear(destination)
+    assert os.listdir(destination.path) == ["new"]
+    assert os.listdir(tmp_path) == ["out"]
 
 
-def test_what_a_dead_process_left_is_cleared(tmp_path: Path) -> None:
+def test_a_replacement_that_was_cut_off_needs_force_again(tmp_path: Path) -> None:
+    old = tmp_path / ".out.ferry-old"
+    old.mkdir()
+    (old / "old").write_text("old")
     destination = check_destination(tmp_path / "out", force=False)
-    destination.staging.mkdir()
-    (destination.staging / "half").write_text("half")
-    with staged(destination) as folder:
-        assert "half" not in os.listdir(folder)
+    with pytest.raises(UsageError, match="exists already"), held(destination):
+        pass
+    assert os.listdir(destination.path) == ["old"]
 
 
-def test_a_second_process_is_told_who_holds_the_destination(tmp_path: Path) -> None:
-    destination = check_destination(tmp_path / "out", force=False)
-    program = f"""
+def test_an_old_folder_that_could_not_be_removed_is_so_by_the_next(tmp_path: Path) -> None:
+    for name in ("out", ".out.ferry-old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    destination = check_destination(tmp_path / "out", force=True)
+    with held(destination):
+        stage(destination, "new")
+        publish(destination)
+        clear(destination)
+    assert os.listdir(tmp_path) == ["out"]
+    assert os.listdir(destination.path) == ["new"]
+
+
+HOLDER = """
 from pathlib import Path
-from convert.destination import check_destination, staged
-with staged(check_destination(Path({str(destination.path)!r}), force=False)):
+from convert.destination import check_destination, held
+with held(check_destination(Path({path!r}), force=False)):
     print("held", flush=True)
     input()
 """
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds the destination `out` until it is told a line."""
+    program = HOLDER.format(path=str(tmp_path / "out"))
     with subprocess.Popen(
         [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
-        with pytest.raises(DestinationError, match=f"process {holder.pid} "), staged(destination):
-            pass
-        holder.communicate("\n")
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
+        process.kill()
+
+
+def test_a_second_process_is_told_who_holds_the_destination(
+    holder: subprocess.Popen[str], tmp_path: Path
+) -> None:
+    destination = check_destination(tmp_path / "out", force=False)
+    told = rf"process {holder.pid} \(since 20.*\) is converting"
+    with pytest.raises(DestinationError, match=told):
+        check_not_held(destination)
+    with pytest.raises(DestinationError, match=told), held(destination):
+        pass
+    (destination.staging / "owner.json").write_bytes(b"\xff")
+    with pytest.raises(DestinationError, match="another process is converting"):
+        check_not_held(destination)
+    other = check_destination(tmp_path / "other", force=False)
+    assert [each.path.name for each in leftovers(other)] == []
+    holder.communicate("\n")
+    check_not_held(destination)
+    with held(destination):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_killed_holder_holds_nothing(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    holder.kill()
+    holder.wait()
+    destination = check_destination(tmp_path / "out", force=False)
+    check_not_held(destination)
+    assert os.listdir(tmp_path) == [".out.ferry-staging"]
+    with held(destination):
+        assert os.listdir(destination.staging) == ["owner.json"]
+
+
+def test_the_lock_is_not_one_that_another_process_has_just_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between our opening the lock file and our locking it, its holder goes and another comes."""
+    destination = check_destination(tmp_path / "out", force=False)
+    path = destination.staging / "owner.json"
+    lock, taken = disk.lock, []
+
+    def late(file: int, its_path: Path) -> bool:
+        if not taken:
+            path.unlink()
+            other = disk.open_lock(path)
+            taken.append(other)
+            assert lock(other, path)
+        return lock(file, its_path)
+
+    monkeypatch.setattr(disk, "lock", late)
+    with pytest.raises(DestinationError, match="is converting"), held(destination):
+        pass
+    disk.close(taken[0], path)
+
+
+def test_the_staging_folder_may_go_before_its_lock_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    destination = check_destination(tmp_path / "out", force=False)
+    make, times = disk.make_folder, []
+
+    def gone(path: Path, **how: bool) -> None:
+        make(path, **how)
+        times.append(path)
+        if len(times) == 1:
+            path.rmdir()
+
+    monkeypatch.setattr(disk, "make_folder", gone)
+    with held(destination):
+        assert times == [destination.staging] * 2
+
+
+def test_a_staging_folder_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("precious")
+    (tmp_path / ".out.ferry-staging").symlink_to(tmp_path / "precious")
+    destination = check_destination(tmp_path / "out", force=False)
+    with pytest.raises(DestinationError, match="is a symbolic link"), held(destination):
+        pass
+    other = check_destination(tmp_path / "other", force=False)
+    assert list(leftovers(other)) == []
+    assert os.listdir(tmp_path / "precious") == ["file"]
+
+
+def test_leftovers_are_those_of_other_destinations(tmp_path: Path) -> None:
+    for name in (".a.ferry-staging", ".out.ferry-staging", ".ferry-staging", "..ferry-staging"):
+        (tmp_path / name / "model").mkdir(parents=True)
+    (tmp_path / ".b.ferry-staging").write_text("a file")
+    destination = check_destination(tmp_path / "out", force=False)
+    assert [each.path for each in leftovers(destination)] == [tmp_path / "a"]
+    assert os.listdir(tmp_path / ".a.ferry-staging") == ["model"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_a_file_system_without_locks_is_refused(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(file: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    destination = check_destination(tmp_path / "out", force=False)
+    check_not_held(destination)
+    told = r"can't lock: .*choose a folder on another disk"
+    with pytest.raises(DiskError, match=told), held(destination):
+        pass
 
 
 @pytest.mark.parametrize("place", ["", "inside", ".."])
@@ -152,7 +324,8 @@ def test_a_missing_parent_is_refused_unless_it_is_ours_to_make(tmp_path: Path) -
     with pytest.raises(DestinationError, match="mkdir -p"):
         check_destination(tmp_path / "missing" / "out", force=False)
     made = check_destination(tmp_path / "missing" / "out", force=False, make_parent=True)
-    with staged(made):
+    with held(made):
+        stage(made, "new")
         publish(made)
     assert made.path.is_dir()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -157,3 +158,132 @@ def test_folders(tmp_path: Path) -> None:
     assert disk.list_folder(tmp_path) == ["a"]
     with pytest.raises(DiskError, match="there is no such file or folder"):
         disk.remove_tree(tmp_path / "c")
+
+
+LACKING = [errno.ENOTSUP, errno.EINVAL, errno.ENOTTY]
+
+
+def refusing(number: int, calls: list[str]) -> Callable[..., int]:
+    def refuse(fd: int, command: int) -> int:
+        calls.append("full")
+        if number:
+            raise OSError(number, os.strerror(number))
+        return 0
+
+    return refuse
+
+
+@pytest.mark.parametrize("number", [0, *LACKING])
+def test_the_full_sync_of_macos(path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """It alone reaches the device; where the file system has none, fsync is the most there is."""
+    calls: list[str] = []
+    monkeypatch.setattr(disk, "_FULL_SYNC", 51)
+    monkeypatch.setattr(fcntl, "fcntl", refusing(number, calls))
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append("plain"))
+    fd = disk.open_write(path)
+    disk.fsync(fd, path)
+    disk.close(fd, path)
+    disk.fsync_folder(path.parent)
+    assert calls == (["full", "plain"] if number else ["full"]) * 2
+
+
+def test_a_full_sync_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "_FULL_SYNC", 51)
+    monkeypatch.setattr(fcntl, "fcntl", refusing(errno.EIO, []))
+    fd = disk.open_write(path)
+    with pytest.raises(DiskError, match=r"can't sync: .*input/output"):
+        disk.fsync(fd, path)
+    disk.close(fd, path)
+
+
+@pytest.mark.parametrize("number", LACKING)
+def test_folders_that_can_not_be_synced(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(fd: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    disk.fsync_folder(path.parent)
+    fd = disk.open_write(path)
+    with pytest.raises(DiskError, match="can't sync"):
+        disk.fsync(fd, path)
+    disk.close(fd, path)
+
+
+def test_locks(path: Path) -> None:
+    first, second = disk.open_lock(path), disk.open_lock(path)
+    assert disk.lock(first, path) and not disk.lock(second, path)
+    disk.close(first, path)
+    assert disk.lock(second, path)
+    disk.close(second, path)
+    assert path.read_bytes() == bytes(range(100))
+
+
+@pytest.mark.parametrize(
+    ("number", "what"),
+    [
+        (errno.ENOLCK, "the file system gives out no locks"),
+        (errno.ENOTSUP, "the file system does not support it"),
+        (errno.EOPNOTSUPP, "the file system does not support it"),
+    ],
+)
+def test_file_systems_without_locks(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, what: str
+) -> None:
+    def fail(fd: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    fd = disk.open_lock(path)
+    with pytest.raises(DiskError, match=f"can't lock: {what}; choose a folder on another disk"):
+        disk.lock(fd, path)
+    disk.close(fd, path)
+
+
+def test_whether_a_path_still_leads_to_an_open_file(path: Path) -> None:
+    fd = disk.open_lock(path)
+    assert disk.is_open_at(fd, path)
+    path.unlink()
+    assert not disk.is_open_at(fd, path)
+    path.write_bytes(b"")
+    assert not disk.is_open_at(fd, path)
+    disk.close(fd, path)
+
+
+def test_what_is_there(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    disk.make_folder(folder)
+    disk.make_folder(folder, exist_ok=True)
+    (folder / "link").symlink_to("nowhere")
+    assert disk.is_there(folder / "link") and not disk.is_there(folder / "other")
+    assert not disk.is_there(folder / "link" / "below")
+    disk.remove_empty_folder(folder)
+    assert disk.is_there(folder)
+    disk.remove(folder / "link")
+    disk.remove_empty_folder(folder)
+    assert not disk.is_there(folder)
+
+
+def test_bytes_held(tmp_path: Path) -> None:
+    """Holes take no room, where the file system has holes."""
+    path = tmp_path / "inner" / "file"
+    disk.make_folder(path.parent)
+    disk.write_whole(path, bytes(10_000) + b"x" * 10_000)
+    assert disk.size_and_time(path) == (20_000, path.stat().st_mtime_ns)
+    held = disk.held_bytes(tmp_path)
+    assert 10_000 <= held < 200_000
+    os.truncate(path, 1 << 30)
+    assert held <= disk.held_bytes(tmp_path) <= 1 << 31
+
+
+def test_a_file_that_can_not_be_closed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    close = os.close
+
+    def fail(fd: int) -> None:
+        close(fd)
+        raise OSError(errno.EIO, "lost")
+
+    monkeypatch.setattr(os, "close", fail)
+    with pytest.raises(DiskError, match="can't close"), disk.reading(path):
+        pass
