@@ -120,13 +120,14 @@ def is_mlx(config: Mapping[str, object], metadata: Mapping[str, str]) -> bool:
 
 
 def staging_path(destination: Path) -> Path:
-    """Where a model folder is written until it is whole: beside its destination."""
+    """The folder, beside its destination, in which a model folder grows until it is whole."""
     return destination.with_name(f".{destination.name}{_STAGING_SUFFIX}")
 
 
 def is_staging(folder: Path) -> bool:
-    """Whether the folder is one that was never finished."""
-    return folder.name.startswith(".") and folder.name.endswith(_STAGING_SUFFIX)
+    """Whether the folder is one that was never finished, or lies in one."""
+    names = (folder.name, folder.parent.name)
+    return any(name.startswith(".") and name.endswith(_STAGING_SUFFIX) for name in names)
 
 
 def shown(names: Iterable[str], most: int = 5) -> str:

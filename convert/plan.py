@@ -14,30 +14,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from checkpoint.packing import Quantization as Quantization
+
 Operation = Literal["copy", "cast", "quantize"]
 _ALIGNMENT = 8
 # Tokenizer, papers, and the file system's own needs.
 _DISK_MARGIN = 64 << 20
-_METADATA = {"format": "mlx"}
 
-
-@dataclass(frozen=True)
-class Quantization:
-    """How a weight is packed.
-
-    Attributes:
-        bits: Bits of a code.
-        group_size: Consecutive weights of a row that share a scale.
-        mode: `affine`, `mxfp4`, `nvfp4` or `mxfp8`.
-    """
-
-    bits: int
-    group_size: int
-    mode: str
-
-    def as_config(self) -> dict[str, Any]:
-        """As config.json's `quantization` holds it."""
-        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+Layout = Literal["mlx", "pt"]
+"""Whose names and layouts a folder has, as its headers tell: mlx-lm's or transformers'."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +182,9 @@ class Plan:
         }
 
 
-def lay_out(parameters: Iterable[Parameter], max_shard_bytes: int) -> tuple[Shard, ...]:
+def lay_out(
+    parameters: Iterable[Parameter], max_shard_bytes: int, layout: Layout = "mlx"
+) -> tuple[Shard, ...]:
     """Distribute the parameters' tensors over shards, in order.
 
     What one parameter becomes stays together. A shard closes before it would
@@ -217,14 +204,14 @@ def lay_out(parameters: Iterable[Parameter], max_shard_bytes: int) -> tuple[Shar
         if count > 1
         else ["model.safetensors"]
     )
-    return tuple(_shard(name, group) for name, group in zip(names, groups, strict=True))
+    return tuple(_shard(name, group, layout) for name, group in zip(names, groups, strict=True))
 
 
-def _shard(file: str, parameters: list[Parameter]) -> Shard:
+def _shard(file: str, parameters: list[Parameter], layout: Layout) -> Shard:
     tensors = [tensor for parameter in parameters for tensor in parameter.outputs]
     # Wide elements first, as the safetensors library does: every tensor is then aligned.
     tensors.sort(key=lambda tensor: -tensor.item_bytes)
-    header: dict[str, Any] = {"__metadata__": _METADATA}
+    header: dict[str, Any] = {"__metadata__": {"format": layout}}
     starts = {}
     at = 0
     for tensor in tensors:

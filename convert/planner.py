@@ -6,7 +6,9 @@ that names, shapes and the choice of layers are theirs. Reads no tensor data.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -16,9 +18,10 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from checkpoint.architecture.mapping import ModelMap
-from checkpoint.architecture.recipes import Copy, Recipe
+from checkpoint.architecture.packed import Dequantize
+from checkpoint.architecture.recipes import Copy, Recipe, walk
 from checkpoint.dtypes import DTYPES
-from configs.errors import SourceError, UsageError
+from configs.errors import ArchitectureError, SourceError, UsageError
 from configs.quantization import MODES, ConvertTable
 from convert.plan import Operation, OutputTensor, Parameter, Plan, Quantization, lay_out
 
@@ -29,6 +32,7 @@ _BASE_BYTES = 112 << 20
 _BYTES_PER_SOURCE = 5 << 9
 # Blocks in flight, each as read, converted and packed.
 _BLOCK_COPIES = 8
+_BLOCKS_READ = 3
 
 BLOCK_BYTES = 8 << 20
 """Aim for the bytes of one row block as read."""
@@ -40,19 +44,25 @@ def make_plan(model_map: ModelMap, table: ConvertTable) -> tuple[Plan, dict[str,
     Args:
         model_map: The checkpoint mapped onto its architecture; its model is
             quantized in place (placeholders only).
-        table: What is asked for.
+        table: What is asked for. If neither to quantize nor to dequantize, what the source
+            has packed stays packed as it is.
 
     Returns:
         The plan, and config.json as it is to be written.
 
     Raises:
         UsageError: a layer rule matches no module, or asks for groups that don't divide.
+        ArchitectureError: a module can't be packed as it is asked or as it is.
     """
     config = dict(model_map.config)
     choice = _Choice()
+    default: Quantization | None = None
     if table.quantize:
         default = Quantization(table.bits, table.group_size, table.mode)
         choice = _quantize(model_map.model, default, table)
+    elif not table.dequantize:
+        choice, default = _keep(model_map)
+    if default is not None:
         config["quantization"] = default.as_config() | {
             path: own.as_config() for path, own in choice.packed.items() if own != default
         }
@@ -64,11 +74,37 @@ def make_plan(model_map: ModelMap, table: ConvertTable) -> tuple[Plan, dict[str,
     peak = (
         _BASE_BYTES
         + sum(len(parameter.sources) for parameter in parameters) * _BYTES_PER_SOURCE
-        + BLOCK_BYTES * _BLOCK_COPIES
+        + max(map(_block_bytes, model_map.recipes.values()))
         + max(parameter.resident_bytes for parameter in parameters)
     )
-    warnings = tuple(f"{path} is not quantized: {choice.kept[path]}" for path in choice.undivided)
-    return Plan(parameters, lay_out(parameters, table.max_shard_size), peak, warnings), config
+    warnings = (
+        *(f"{path} is not quantized: {choice.kept[path]}" for path in choice.undivided),
+        *_twice_quantized(parameters, model_map),
+    )
+    shards = lay_out(parameters, table.max_shard_size, "pt" if table.dequantize else "mlx")
+    return Plan(parameters, shards, peak, warnings), config
+
+
+def _block_bytes(recipe: Recipe) -> int:
+    """The most that the blocks in flight take; a row is never cut."""
+    row = recipe.dtype.size * (recipe.shape[-1] if len(recipe.shape) > 1 else 1)
+    copies = _BLOCK_COPIES + _BLOCKS_READ * (recipe.reads - 1)
+    return max(row, BLOCK_BYTES) * copies
+
+
+def _twice_quantized(parameters: Iterable[Parameter], model_map: ModelMap) -> Iterator[str]:
+    """What to say of weights that are quantized from others that were quantized already."""
+    again = [
+        parameter.name
+        for parameter in parameters
+        if parameter.operation == "quantize"
+        and any(isinstance(node, Dequantize) for node in walk(model_map.recipes[parameter.name]))
+    ]
+    if again:
+        yield (
+            f"{len(again)} weights of the source were quantized already, {again[0]} among them: "
+            "what they lost then is not found again"
+        )
 
 
 @dataclass(frozen=True)
@@ -100,7 +136,9 @@ def _quantize(model: Any, default: Quantization, table: ConvertTable) -> _Choice
         columns = module.weight.shape[-1]
         if not mx.issubdtype(module.weight.dtype, mx.floating):
             raise SourceError(
-                f"{path}.weight", f"holds {module.weight.dtype}, which can't be quantized"
+                f"{path}.weight",
+                f"holds {module.weight.dtype}, which can't be quantized",
+                "keep this layer by a rule of [[convert.layers]]",
             )
         unmatched.difference_update(
             rule.pattern for rule in table.layers if fnmatchcase(path, rule.pattern)
@@ -109,30 +147,35 @@ def _quantize(model: Any, default: Quantization, table: ConvertTable) -> _Choice
         if rule is not None and rule.keep:
             choice.kept[path] = "kept by a rule of [[convert.layers]]"
             return False
+        wanted = default
         if rule is not None:
             wanted = Quantization(rule.bits, rule.group_size, rule.mode)
-        elif columns % default.group_size:
-            choice.kept[path] = f"{columns} columns aren't a multiple of {default.group_size}"
-            choice.undivided.append(path)
-            return False
-        else:
+            if columns % wanted.group_size:
+                groups = f"groups of {wanted.group_size}"
+                raise UsageError(
+                    "convert.layers",
+                    f"{path} has {columns} columns, which {groups} don't divide",
+                    "give this layer a smaller group_size, or keep it",
+                )
+        elif not columns % default.group_size:
             decided = own(path, module) if own is not None else True
             if not decided:
                 choice.kept[path] = "kept by the architecture"
                 return False
             wanted = _own_choice(decided) if isinstance(decided, dict) else default
         if columns % wanted.group_size:
-            raise UsageError(
-                "convert.layers",
-                f"{path} has {columns} columns, which groups of {wanted.group_size} don't divide",
-            )
+            choice.kept[path] = f"{columns} columns aren't a multiple of {wanted.group_size}"
+            choice.undivided.append(path)
+            return False
         choice.packed[path] = wanted
         return wanted.as_config()
 
-    nn.quantize(model, default.group_size, default.bits, mode=default.mode, class_predicate=choose)
+    _pack(model, choose)
     if unmatched:
         raise UsageError(
-            "convert.layers", f"no layer matches {', '.join(map(repr, sorted(unmatched)))}"
+            "convert.layers",
+            f"no layer matches {', '.join(map(repr, sorted(unmatched)))}",
+            "--dry-run lists the layers",
         )
     if not choice.packed:
         raise UsageError(
@@ -141,6 +184,46 @@ def _quantize(model: Any, default: Quantization, table: ConvertTable) -> _Choice
             "use a smaller --group-size",
         )
     return choice
+
+
+def _keep(model_map: ModelMap) -> tuple[_Choice, Quantization | None]:
+    """Pack the placeholders as the source has the weights packed, if it has any."""
+    forms = model_map.packed
+    for name, recipe in model_map.recipes.items():
+        module = name.rpartition(".")[0]
+        packed = any(isinstance(node, Dequantize) for node in walk(recipe))
+        if packed and (module not in forms or not name.endswith(".weight")):
+            raise ArchitectureError(
+                name,
+                "is packed in a layout that can't be kept as it is",
+                "give --quantize or --dequantize",
+            )
+    if not forms:
+        return _Choice(), None
+    found: dict[str, Quantization] = {}
+
+    def choose(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if path not in forms or not hasattr(module, "to_quantized"):
+            return False
+        found[path] = forms[path]
+        return forms[path].as_config()
+
+    _pack(model_map.model, choose)
+    if odd := forms.keys() - found.keys():
+        what = "is packed, and mlx-lm has no packed form of it"
+        raise ArchitectureError(min(odd), what, "give --dequantize")
+    (default, _), *_ = Counter(found.values()).most_common(1)
+    return _Choice(packed=found), default
+
+
+def _pack(model: Any, choose: Callable[[str, nn.Module], bool | dict[str, Any]]) -> None:
+    """MLX's own quantization of the placeholders, for their names and shapes."""
+    try:
+        nn.quantize(model, class_predicate=choose)
+    except (TypeError, ValueError) as error:  # a module that knows no modes, or not this form
+        raise ArchitectureError(
+            str(model.model_type), f"can't be quantized so ({error})", "choose another --mode"
+        ) from error
 
 
 def _own_choice(decided: dict[str, Any]) -> Quantization:
@@ -164,16 +247,13 @@ def _parameter(
     names = [name]
     operation: Operation = "copy" if isinstance(recipe, Copy) else "cast"
     if quantization is not None:
-        operation = "quantize"
+        operation = _packed_from(recipe, quantization)
         names += [each for each in (f"{module}.scales", f"{module}.biases") if each in made]
-    elif {ref.dtype for ref in recipe.sources()} == {_safetensors_name(recipe.dtype)}:
-        operation = "copy"
-    outputs = tuple(
-        OutputTensor(
-            each, _safetensors_name(made[each].dtype), tuple(made[each].shape), made[each].nbytes
-        )
-        for each in names
-    )
+        outputs = tuple(_output(each, tuple(made[each].shape), made[each].dtype) for each in names)
+    else:
+        outputs = (_output(name, recipe.shape, recipe.dtype),)
+        if {ref.dtype for ref in recipe.sources()} == {_safetensors_name(recipe.dtype)}:
+            operation = "copy"
     return Parameter(
         name=name,
         shape=recipe.shape,
@@ -185,6 +265,21 @@ def _parameter(
         resident_bytes=recipe.resident_bytes,
         note=choice.kept.get(module, "") if leaf == "weight" else "",
     )
+
+
+def _packed_from(recipe: Recipe, wanted: Quantization) -> Operation:
+    """What is done for a packed weight: codes that are so already are kept as they are."""
+    if not isinstance(recipe, Dequantize) or recipe.form != wanted:
+        return "quantize"
+    packed = recipe.packed
+    if packed.global_scale is not None:
+        return "quantize"
+    floats = packed.biases is None or packed.scales.dtype == _safetensors_name(recipe.dtype)
+    return "copy" if floats else "cast"
+
+
+def _output(name: str, shape: tuple[int, ...], dtype: mx.Dtype) -> OutputTensor:
+    return OutputTensor(name, _safetensors_name(dtype), shape, math.prod(shape) * dtype.size)
 
 
 def _safetensors_name(dtype: mx.Dtype) -> str:

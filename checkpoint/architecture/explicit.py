@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from checkpoint.architecture import mlx_lm_models, rope, rotations
-from checkpoint.architecture.config_values import check_dimensions, tagged, untagged
+from checkpoint.architecture.carry import BUILD_ERRORS
+from checkpoint.architecture.config_values import tagged, untagged
 from checkpoint.architecture.meaning import Meaning, transformers_meaning
 from checkpoint.architecture.reviewed import (
     ARCHITECTURES,
@@ -22,9 +23,11 @@ from checkpoint.architecture.reviewed import (
     BUILT_IN,
     ROPE_KEYS,
     TEXT_TYPES,
+    TOKEN_IDS,
     UNJUDGED,
     Architecture,
 )
+from checkpoint.dimensions import check_dimensions
 from configs.errors import ArchitectureError
 
 WHERE = "config.json"
@@ -173,7 +176,7 @@ def _written(
         if not key.startswith("_") and (key in source or key not in BOOKKEEPING):
             written[key] = value
     for key in fields:
-        if key not in written and key in meaning:
+        if key not in written and key in meaning and key not in TOKEN_IDS:
             written[key] = meaning.get(key)
         unknown = key in values and key not in meaning.defaults and key not in ROPE_KEYS
         # transformers' models read a head_dim that their configuration class does not declare
@@ -244,9 +247,10 @@ def _build(classes: mlx_lm_models.ArchitectureClasses, config: Mapping[str, Any]
     """mlx-lm's model for a config; its arrays are lazy, so nothing is allocated."""
     try:
         return classes.model(classes.args.from_dict(dict(config)))
-    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, AssertionError,
-            IndexError, NotImplementedError) as error:  # fmt: skip
+    except BUILD_ERRORS as error:
         reason = f"{type(error).__name__}: {error}"
         raise ArchitectureError(
-            WHERE, f"mlx-lm's {classes.name} can't be built from it ({reason})"
+            WHERE,
+            f"mlx-lm's {classes.name} can't be built from it ({reason})",
+            "is it the checkpoint's own?",
         ) from error

@@ -74,11 +74,18 @@ def transformers_meaning(config: Mapping[str, Any]) -> Meaning | None:
         ) from error
     except OSError as error:
         raise ArchitectureError(
-            "transformers", f"can't start {sys.executable!r} ({error.strerror})"
+            "transformers",
+            f"can't start {sys.executable!r} ({error.strerror})",
+            "is the Python that runs this installed whole?",
         ) from error
     if child.returncode != 0:
         raise _refusal(child.stderr, child.returncode)
-    answer = json.loads(child.stdout)
+    try:
+        # The last line: what the classes print themselves comes before it.
+        answer = json.loads(child.stdout.rpartition("\n")[2])
+    except json.JSONDecodeError as error:
+        what = f"gave no answer that can be read ({child.stdout[:100]!r})"
+        raise ArchitectureError("transformers", what, "reinstall it") from error
     if not answer["known"]:
         return None
     text = Meaning(**answer["text"]) if answer["text"] is not None else None
@@ -91,4 +98,5 @@ def _refusal(stderr: str, code: int) -> ModelConfigError | ArchitectureError:
     reason = lines[-1] if lines else f"exit status {code}"
     if reason.startswith(("ModuleNotFoundError", "ImportError")):
         return ArchitectureError("transformers", f"can't be used ({reason})", "reinstall it")
-    return ModelConfigError("config.json", f"transformers refuses it ({reason[:300]})")
+    what = f"transformers refuses it ({reason[:300]})"
+    return ModelConfigError("config.json", what, "is it the checkpoint's own?")

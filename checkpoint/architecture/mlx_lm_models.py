@@ -128,6 +128,8 @@ def load_classes(model_type: str, architectures: tuple[str, ...] = ()) -> Archit
     except (ImportError, SystemExit) as error:
         # Some modules need a package of their own; one ends the process when it is missing.
         raise ArchitectureError(
-            "config.json", f"mlx-lm can't import its architecture {name!r} ({error})"
+            "config.json",
+            f"mlx-lm can't import its architecture {name!r} ({error})",
+            "install what it asks for, or another version of mlx-lm",
         ) from error
     return ArchitectureClasses(name, module.Model, module.ModelArgs)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -50,9 +52,10 @@ class TensorReader:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        while self._files:
-            path, descriptor = self._files.popitem()
-            disk.close(descriptor, path)
+        with ExitStack() as closing:  # all of them, even if one can't be
+            while self._files:
+                path, descriptor = self._files.popitem()
+                closing.callback(disk.close, descriptor, path)
 
     def read(self, ref: TensorRef, box: tuple[tuple[int, int], ...]) -> mx.array:
         """The box of a tensor, as unsigned integers of its item size.
@@ -83,6 +86,12 @@ class TensorReader:
         self.bytes_read += needed
         # MLX's stubs leave out that it takes buffers.
         return mx.array(view.cast(code)).reshape(shape)  # type: ignore[arg-type]
+
+    def forget(self, paths: Iterable[Path]) -> None:
+        """Close files that may be removed; a removed file takes room until it is closed."""
+        for path in paths:
+            if (descriptor := self._files.pop(path, None)) is not None:
+                disk.close(descriptor, path)
 
     def _open(self, path: Path) -> int:
         if path in self._files:

@@ -97,6 +97,11 @@ class Recipe(ABC):
         """Bytes that stay in memory between reads: none, unless a part is `Computed`."""
         return sum(part.resident_bytes for part in self.inputs)
 
+    @property
+    def reads(self) -> int:
+        """How many times a box's own bytes may be in memory while it is read."""
+        return max((part.reads for part in self.inputs), default=1)
+
     def sources(self) -> Iterator[TensorRef]:
         """Every source tensor that is read."""
         for part in self.inputs:
@@ -106,6 +111,13 @@ class Recipe(ABC):
         """Forget what is kept in memory between reads."""
         for part in self.inputs:
             part.release()
+
+
+def walk(recipe: Recipe) -> Iterator[Recipe]:
+    """A recipe's node and all those that it is made from."""
+    yield recipe
+    for part in recipe.inputs:
+        yield from walk(part)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -132,7 +144,9 @@ class Constant(Recipe):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _OneInput(Recipe):
+class OneInput(Recipe):
+    """A node that is made from one other."""
+
     part: Recipe
 
     @property
@@ -141,7 +155,7 @@ class _OneInput(Recipe):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Slice(_OneInput):
+class Slice(OneInput):
     """`part[start:stop:step]` along every axis; steps are positive."""
 
     start: Shape
@@ -157,7 +171,7 @@ class Slice(_OneInput):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Transpose(_OneInput):
+class Transpose(OneInput):
     """Axes permuted: output axis i is input axis `axes[i]`."""
 
     axes: Shape
@@ -170,7 +184,7 @@ class Transpose(_OneInput):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Broadcast(_OneInput):
+class Broadcast(OneInput):
     """Axes of size one repeated."""
 
     def read(self, box: Box, reader: TensorReader) -> mx.array:
@@ -178,35 +192,6 @@ class Broadcast(_OneInput):
         aligned = box[len(box) - len(own) :]
         source = tuple((0, 1) if size == 1 else cut for size, cut in zip(own, aligned, strict=True))
         return mx.broadcast_to(self.part.read(source, reader), box_shape(box))
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Reshape(_OneInput):
-    """The same elements in C order under another shape."""
-
-    def read(self, box: Box, reader: TensorReader) -> mx.array:
-        strides = [math.prod(self.shape[axis + 1 :]) for axis in range(len(self.shape))]
-        first = sum(low * stride for (low, _), stride in zip(box, strides, strict=True))
-        last = sum((high - 1) * stride for (_, high), stride in zip(box, strides, strict=True))
-        covering, covered_from = _covering_box(self.part.shape, first, last + 1)
-        flat = self.part.read(covering, reader).reshape(-1)
-        if math.prod(box_shape(box)) == last + 1 - first:
-            return flat[first - covered_from : last + 1 - covered_from].reshape(box_shape(box))
-        return mx.as_strided(flat, box_shape(box), strides, first - covered_from)
-
-
-def _covering_box(shape: Shape, first: int, stop: int) -> tuple[Box, int]:
-    """The smallest C-contiguous box that covers flat elements [first, stop), and its start."""
-    box: list[tuple[int, int]] = []
-    start = 0
-    for axis in range(len(shape)):
-        inner = math.prod(shape[axis + 1 :])
-        low, high = (first - start) // inner, -(-(stop - start) // inner)
-        box.append((low, high))
-        start += low * inner
-        if high - low > 1:
-            return (*box, *whole(shape[axis + 1 :])), start
-    return tuple(box), start
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -273,7 +258,9 @@ class Computed(Recipe):
 
     @property
     def resident_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.size
+        # while it is computed, what it is made from is in memory too
+        made_from = sum(ref.nbytes for ref in self.refs)
+        return math.prod(self.shape) * self.dtype.size + made_from
 
     def release(self) -> None:
         self._kept.clear()

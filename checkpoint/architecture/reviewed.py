@@ -26,8 +26,17 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+# Ids that only the source can know: transformers' classes have defaults, of another vocabulary.
+TOKEN_IDS = _words(
+    """
+    bos_token_id eos_token_id pad_token_id sep_token_id eod_token_id decoder_start_token_id
+    forced_bos_token_id forced_eos_token_id image_token_id video_token_id audio_token_id
+    image_token_index video_token_index audio_token_index boi_token_index eoi_token_index
+    """
+)
+
 # Bookkeeping of transformers' base class: left as a config.json has it, or has it not.
-BOOKKEEPING = _words(
+BOOKKEEPING = TOKEN_IDS | _words(
     """
     architectures dtype torch_dtype transformers_version quantization_config auto_map
     id2label label2id num_labels problem_type return_dict output_attentions output_hidden_states
@@ -38,7 +47,7 @@ BOOKKEEPING = _words(
 # What no logit depends on: training, token ids, kernels, and lengths that only limit.
 UNJUDGED = BOOKKEEPING | _words(
     """
-    model_type bos_token_id eos_token_id pad_token_id eod_token_id use_cache pretraining_tp
+    model_type use_cache pretraining_tp
     output_router_logits classifier_dropout use_sliding_window
     summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
     initializer_range attention_dropout hidden_dropout residual_dropout embedding_dropout
@@ -116,7 +125,9 @@ def every_nth(values: Values) -> int:
         ]:
             return n
     raise ArchitectureError(
-        "config.json", f"layer_types {kinds} can't be honoured: mlx-lm wants every nth layer full"
+        "config.json",
+        f"layer_types {kinds} can't be honoured: mlx-lm wants every nth layer full",
+        "it can be converted once mlx-lm's architecture reads them",
     )
 
 

@@ -48,7 +48,11 @@ def rotation(
     """
     rope_type = rope.get("rope_type", "default")
     if rope_type not in _ROTATIONS:
-        raise ArchitectureError("config.json", f"rope_type {rope_type!r} is not one mlx-lm has")
+        raise ArchitectureError(
+            "config.json",
+            f"rope_type {rope_type!r} is not one mlx-lm has",
+            f"those that it has are {', '.join(sorted(_ROTATIONS))}",
+        )
     try:
         if rope_type == "longrope":
             context = rope["original_max_position_embeddings"]
@@ -56,10 +60,14 @@ def rotation(
             rope = {**rope, "long_factor": rope[f"{kind}_factor"]}
         return _ROTATIONS[rope_type](rope, head_dim, max_positions)
     except KeyError as error:
-        raise ModelConfigError("config.json", f"rope_parameters has no {error}") from error
+        raise ModelConfigError(
+            "config.json", f"rope_parameters has no {error}", "download it again"
+        ) from error
     except (TypeError, ValueError, ArithmeticError) as error:
         raise ModelConfigError(
-            "config.json", f"rope_parameters {dict(rope)} can't be computed with ({error})"
+            "config.json",
+            f"rope_parameters {dict(rope)} can't be computed with ({error})",
+            "download it again",
         ) from error
 
 

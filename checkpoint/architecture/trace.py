@@ -10,7 +10,7 @@ lazily loaded arrays. Owns that translation; knows nothing of architectures.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -27,13 +27,14 @@ from checkpoint.architecture.recipes import (
     Copy,
     Elementwise,
     Recipe,
-    Reshape,
     Shape,
     Slice,
     Transpose,
 )
+from checkpoint.architecture.reshape import Reshape
 from checkpoint.dtypes import DTYPES
 from checkpoint.tensors import TensorRef
+from configs.errors import ArchitectureError
 
 Weights = dict[str, mx.array]
 
@@ -78,18 +79,27 @@ def _zero(dtype: mx.Dtype) -> mx.array:
     return mx.array(0, dtype)
 
 
-def trace(function: Callable[[Weights], Weights], refs: Mapping[str, TensorRef]) -> Traced:
-    """Run `function` on placeholders of `refs` and translate what it does.
+def copies(refs: Mapping[str, TensorRef]) -> dict[str, Recipe]:
+    """Source tensors as they are, to trace a function over."""
+    return {name: Copy(ref.shape, mlx_dtype(ref), ref) for name, ref in refs.items()}
+
+
+def trace(function: Callable[[Weights], Weights], sources: Mapping[str, Recipe]) -> Traced:
+    """Run `function` on placeholders of `sources` and translate what it does.
 
     Args:
         function: Takes and returns named arrays; may look at names, shapes and
             dtypes, but not at values.
-        refs: The source tensors by name.
+        sources: How each array that it is given is made, by name.
+
+    Raises:
+        ArchitectureError: an array would have to be computed whole out of sources that
+            are no plain tensors.
     """
-    order = list(refs)
-    inputs = [placeholder(refs[name].shape, mlx_dtype(refs[name])) for name in order]
+    order = list(sources)
+    inputs = [placeholder(sources[name].shape, sources[name].dtype) for name in order]
     returned: list[str] = []
-    graph = _Graph([refs[name] for name in order])
+    graph = _Graph(list(sources.values()))
 
     def flat(*arrays: mx.array) -> list[mx.array]:
         weights = function(dict(zip(order, arrays, strict=True)))
@@ -105,16 +115,25 @@ def trace(function: Callable[[Weights], Weights], refs: Mapping[str, TensorRef])
                 raise
             # A primitive MLX can't describe: every tensor has to be computed whole.
             described = False
-    lazily = _LazyRun(function, refs)
+    lazily = _LazyRun(function, sources)
     recipes: dict[str, Recipe] = {}
     for position, name in enumerate(returned):
         recipe = graph.output(position) if described else None
         if recipe is None:
-            made_from = graph.refs(position) if described else tuple(refs.values())
+            made_from = graph.refs(position) if described else _refs(sources.values())
             recipe = lazily.computed(name, made_from)
         recipes[name] = recipe
-    used = {ref.name for recipe in recipes.values() for ref in recipe.sources()}
-    return Traced(recipes, tuple(name for name in order if refs[name].name not in used))
+    used = {ref.name for ref in _refs(recipes.values())}
+    return Traced(
+        recipes,
+        tuple(name for name in order if not any(r.name in used for r in sources[name].sources())),
+    )
+
+
+def _refs(recipes: Iterable[Recipe]) -> tuple[TensorRef, ...]:
+    """The source tensors that any of the recipes reads, each once."""
+    found = {ref.name: ref for recipe in recipes for ref in recipe.sources()}
+    return tuple(found.values())
 
 
 @contextlib.contextmanager
@@ -127,8 +146,8 @@ def _contiguous_is_identity() -> Iterator[None]:
 class _Graph:
     """The recorded primitives, translated; None where a tensor can't stream."""
 
-    def __init__(self, refs: list[TensorRef]) -> None:
-        self._refs = refs
+    def __init__(self, sources: list[Recipe]) -> None:
+        self._sources = sources
         self._outputs: list[tuple[str, Shape, mx.Dtype]] = []
         self._recipes: dict[str, Recipe | None] = {}
         self._inputs: dict[str, list[str]] = {}
@@ -137,8 +156,8 @@ class _Graph:
         """Take in what `mx.export_function` tells its callback: ends first, then primitives."""
         match event["type"]:
             case "inputs":
-                for (label, shape, dtype), ref in zip(event["inputs"], self._refs, strict=True):
-                    self._recipes[label] = Copy(tuple(shape), dtype, ref)
+                for (label, *_), source in zip(event["inputs"], self._sources, strict=True):
+                    self._recipes[label] = source
             case "outputs":
                 self._outputs = event["outputs"]
             case "constants":
@@ -238,10 +257,10 @@ class _LazyRun:
     """The function run over lazily loaded arrays, when a tensor has to be computed whole."""
 
     def __init__(
-        self, function: Callable[[Weights], Weights], refs: Mapping[str, TensorRef]
+        self, function: Callable[[Weights], Weights], sources: Mapping[str, Recipe]
     ) -> None:
         self._function = function
-        self._refs = refs
+        self._sources = sources
         self._result: Weights = {}
 
     def computed(self, name: str, refs: tuple[TensorRef, ...]) -> Computed:
@@ -251,7 +270,7 @@ class _LazyRun:
 
     def _array(self, name: str) -> mx.array:
         if name not in self._result:
-            self._result = self._function(self._load())
+            self._result = self._function(self._load(name))
         return self._result[name]
 
     def _take(self, name: str) -> mx.array:
@@ -260,11 +279,19 @@ class _LazyRun:
         del self._result[name]
         return array
 
-    def _load(self) -> Weights:
+    def _load(self, wanted: str) -> Weights:
         files: dict[Path, Weights] = {}
         weights = {}
-        for name, ref in self._refs.items():
+        for name, source in self._sources.items():
+            if not isinstance(source, Copy):
+                raise ArchitectureError(
+                    wanted,
+                    f"has to be computed whole, which can't be done while {name} is packed",
+                    "convert the checkpoint that this one was quantized from",
+                )
+            ref = source.ref
             if ref.file not in files:
-                files[ref.file] = mx.load(str(ref.file))  # type: ignore[assignment]
+                # On the CPU: a GPU's command buffer that waits for a file is ended by Metal.
+                files[ref.file] = mx.load(str(ref.file), stream=mx.cpu)  # type: ignore[assignment]
             weights[name] = files[ref.file][ref.name]
         return weights

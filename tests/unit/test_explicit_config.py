@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from checkpoint.architecture import explicit
-from checkpoint.architecture.config_values import check_dimensions, tagged, untagged
+from checkpoint.architecture.config_values import tagged, untagged
 from checkpoint.architecture.explicit import make_explicit
+from checkpoint.dimensions import check_dimensions
 from configs.errors import ArchitectureError, ModelConfigError
 from tests.architectures_table import LINEAR, LLAMA3, ROPE, SIZES, TABLE, YARN, partial
 from tests.meaning_in_process import meaning_in_process
@@ -220,6 +221,12 @@ def test_a_size_that_is_none_is_named(key: str, value: Any) -> None:
         check_dimensions({**SIZES, key: value})
     assert caught.value.where == "config.json"
     assert key in caught.value.what
+
+
+def test_sizes_may_be_given_for_each_layer() -> None:
+    check_dimensions({**SIZES, "intermediate_size": [96, 64, None]})
+    with pytest.raises(ModelConfigError, match="intermediate_size is 0"):
+        check_dimensions({"text_config": {**SIZES, "intermediate_size": [96, 0]}})
 
 
 def test_infinities_survive_json() -> None:

@@ -11,8 +11,8 @@ from configs.errors import GenerationError, UsageError
 from inference import prefill as prefill_module
 from inference.cache import SequenceCache, check_kv_bits
 from inference.engine import Engine
-from inference.prefill import prefill_tokens
 from inference.events import Delta, Event, Failed, Finished, Started
+from inference.prefill import prefill_tokens
 from inference.request import GenerationOptions, SamplingOptions, TokenRequest
 from tests.factories_inference import KINDS, tiny_config, tiny_network
 from tests.factories_models import VOCABULARY

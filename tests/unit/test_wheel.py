@@ -22,4 +22,5 @@ def test_what_the_wheel_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.toml")} <= set(names)
     demo = {f"configs/demo_model/{path.name}" for path in (ROOT / "configs/demo_model").iterdir()}
     assert demo and demo <= set(names)
-    assert "convert = convert.cli:main" in commands and "infer = inference.cli:main" in commands
+    assert "convert = convert.__main__:main" in commands
+    assert "infer = inference.__main__:main" in commands
