@@ -1,7 +1,20 @@
-"""`python -m convert`."""
+"""The command `convert`, as the console and `python -m convert` start it.
 
-import sys
+Owns only that Ctrl-C is no traceback while the command itself is still being imported.
+"""
 
-from convert.cli import main
+from __future__ import annotations
 
-sys.exit(main())
+
+def main() -> int:
+    """Run the command; give its exit code."""
+    try:
+        from convert.cli import main as command
+
+        return command()
+    except KeyboardInterrupt:  # before the command could see to it
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

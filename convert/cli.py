@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.arguments import Parser, add_common, add_key
-from configs.command import note, run, warn
+from configs.command import note, run, say, warn
 from configs.errors import UsageError
 
 if TYPE_CHECKING:
+    from checkpoint.source import SourceFolder
     from configs.resolve import Resolved
+    from convert.consume import Consumed
+    from convert.pipeline import Prove
 
 _QUANTIZATION_KEYS = ("bits", "group_size", "mode", "method", "layers")
-_CONVERSION_FLAGS = ("force", "dequantize", "dry_run", "no_resume", "consume_source")
+_CONVERSION_FLAGS = ("force", "dry_run", "no_resume", "consume_source")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,10 +61,11 @@ def parser() -> Parser:
     add_key(
         weights, "--max-shard-size", key="convert.max_shard_size", help="largest size of one file"
     )
-    weights.add_argument(
+    add_key(
+        weights,
         "--dequantize",
-        action="store_true",
-        help="make a plain Hugging Face folder of a quantized MLX one",
+        key="convert.dequantize",
+        help="make a plain Hugging Face folder of an MLX one",
     )
     running = made.add_argument_group("how it runs")
     running.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
@@ -119,7 +123,7 @@ def _convert(argv: Sequence[str]) -> int:
 def _make(args: argparse.Namespace, resolved: Resolved) -> int:
     """Convert, and what was asked for beside it."""
     from checkpoint.source import resolve_source
-    from convert.destination import check_apart, check_destination
+    from convert.destination import check_apart, check_destination, check_not_held
     from convert.pipeline import convert
     from convert.prepare import prepare
     from convert.progress import progress_bar
@@ -127,10 +131,20 @@ def _make(args: argparse.Namespace, resolved: Resolved) -> int:
 
     table = resolved.convert
     may_exist = args.force or args.dry_run
+    _check_upload(args)
     if (known := _path(resolved, table.dtype)) is not None:
-        check_destination(known, force=may_exist, make_parent=known != resolved.model.path)
-    source = resolve_source(str(resolved.model.source), resolved.model.revision, quiet=args.quiet)
-    prepared = prepare(source, resolved)
+        early = check_destination(known, force=may_exist, make_parent=known != resolved.model.path)
+        if not args.dry_run:
+            check_not_held(early)
+    _check_torch(args)
+    consumed = _consumed(args, resolved, known)
+    if consumed is None:
+        named = str(resolved.model.source)
+        source = resolve_source(named, resolved.model.revision, quiet=args.quiet)
+        prepared = prepare(source, resolved)
+    else:
+        source = consumed.remote.source
+        prepared = prepare(source, resolved, consumed.catalog, consumed.fetch)
     path = known or resolved.default_folder(prepared.dtype or "mlx")
     destination = check_destination(path, force=may_exist, make_parent=path != resolved.model.path)
     check_apart(destination, source.path)
@@ -143,16 +157,21 @@ def _make(args: argparse.Namespace, resolved: Resolved) -> int:
         plan = prepared.plan
         print(json.dumps(plan.as_json()) if args.json else plan_table(plan))
         return 0
+    prove = _prover(args, source)
+    if consumed is not None:
+        consumed.check_room(prepared.plan, destination)
     receipt = convert(
         prepared,
         resolved,
         destination,
         lambda total: progress_bar(total, quiet=args.quiet),
+        resume=not args.no_resume,
+        note=(lambda line: None) if args.quiet else note,
+        supply=consumed,
+        prove=prove,
     )
-    if args.json:
-        print(json.dumps(receipt, ensure_ascii=False))
-    else:
-        print(destination.path)
+    line = json.dumps(receipt, ensure_ascii=False) if args.json else str(destination.path)
+    say(line, f"{destination.path} is whole all the same")
     if not args.quiet:
         note(summary(receipt, destination.path))
     if args.upload_repo is not None:
@@ -160,12 +179,43 @@ def _make(args: argparse.Namespace, resolved: Resolved) -> int:
     return 0
 
 
+def _consumed(args: argparse.Namespace, resolved: Resolved, known: Path | None) -> Consumed | None:
+    """The source as `--consume-source` has it, if that was asked for."""
+    if not args.consume_source:
+        return None
+    from convert.consume import open_consumed
+    from convert.destination import check_destination
+
+    if known is None:
+        raise UsageError("--consume-source", "needs to know its destination", "add --mlx-path")
+    may_exist = args.force or args.dry_run
+    destination = check_destination(known, force=may_exist, make_parent=True)
+    model = resolved.model
+    told = (lambda line: None) if args.quiet else note
+    return open_consumed(str(model.source), model.revision, destination, told, quiet=args.quiet)
+
+
 def _verify(args: argparse.Namespace, resolved: Resolved) -> int:
     from convert.audit import audit
 
-    found = audit(Path(args.verify), quiet=args.quiet)
-    print(json.dumps(found.as_json(), ensure_ascii=False) if args.json else found.text())
-    if found.problems:
+    _check_upload(args)
+    _check_torch(args)
+    folder = Path(args.verify)
+    found = audit(folder, quiet=args.quiet)
+    if not args.json:
+        print(found.text())
+    proof = None
+    if args.prove and not found.problems:
+        from convert.proof.command import prove_folder
+
+        model = resolved.model
+        proof = prove_folder(folder, model.source, model.revision, quiet=args.quiet)
+        if not args.json:
+            print(proof.text())
+    if args.json:
+        told = found.as_json() | ({"proof": proof.as_json()} if proof else {})
+        print(json.dumps(told, ensure_ascii=False))
+    if found.problems or (proof is not None and not proof.ok):
         return 1
     if args.upload_repo is not None:
         _upload(args, Path(args.verify))
@@ -179,6 +229,29 @@ def _diff(args: argparse.Namespace) -> int:
     found = diff(Path(one), Path(other), quiet=args.quiet)
     print(json.dumps(found.as_json(), ensure_ascii=False) if args.json else found.text())
     return 0 if found.equal else 1
+
+
+def _check_torch(args: argparse.Namespace) -> None:
+    if args.prove:
+        from convert.proof.reference import require_torch
+
+        require_torch()
+
+
+def _prover(args: argparse.Namespace, source: SourceFolder) -> Prove | None:
+    """What holds the staged folder against its source, if that was asked for."""
+    if not args.prove:
+        return None
+    from convert.proof.command import prover
+
+    return prover(source, quiet=args.quiet, tell=note)
+
+
+def _check_upload(args: argparse.Namespace) -> None:
+    if args.upload_repo is not None:
+        from convert.upload import check_upload
+
+        check_upload(args.upload_repo, private=args.private)
 
 
 def _upload(args: argparse.Namespace, folder: Path) -> None:
@@ -203,6 +276,12 @@ def _check_options(resolved: Resolved, args: argparse.Namespace) -> None:
     for flag, mode in (("--diff", args.diff), ("--verify", args.verify)):
         if mode is not None:
             _refuse_beside(flag, resolved, args)
+    if args.prove and args.dry_run:
+        raise UsageError("--prove", "nothing is made with --dry-run", "leave one of them out")
+    if args.prove and args.consume_source:
+        raise UsageError(
+            "--prove", "needs the whole source, which --consume-source releases", "leave one out"
+        )
     if args.private and args.upload_repo is None:
         raise UsageError("--private", "means nothing without --upload-repo", "add it")
     if args.dry_run and args.upload_repo is not None:

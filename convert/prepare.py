@@ -5,24 +5,29 @@ Owns the checks of the source as a whole; each file has its own module.
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from checkpoint import disk
+from checkpoint.architecture.hf_layout import hugging_face_layout
 from checkpoint.architecture.mapping import ModelMap, map_model
-from checkpoint.dtypes import DTYPES as SAFETENSORS_DTYPES
 from checkpoint.folder import CONFIG, GENERATION_CONFIG, file_in, is_mlx, is_staging
 from checkpoint.json_file import read_json_object
 from checkpoint.model_config import read_model_config
+from checkpoint.quantized_source import refuse_quantized
 from checkpoint.shards import read_catalog
 from checkpoint.source import SourceFolder
 from checkpoint.tensors import Catalog
 from checkpoint.tokenizer_files import check_tokenizer
-from configs.errors import ArchitectureError, ModelConfigError, SourceError
+from configs.errors import ModelConfigError, SourceError, UsageError
 from configs.resolve import Layers, Resolved
-from convert.model_files import FILE_LIMIT
+from convert.model_card import card_warnings
+from convert.model_files import FILE_LIMIT, read_readme
 from convert.plan import Plan
 from convert.planner import make_plan
 
@@ -54,8 +59,19 @@ class Prepared:
     warnings: tuple[str, ...]
 
 
-def prepare(source: SourceFolder, options: Resolved) -> Prepared:
+def prepare(
+    source: SourceFolder,
+    options: Resolved,
+    catalog: Catalog | None = None,
+    bring: Callable[[Iterable[Path]], None] = lambda files: None,
+) -> Prepared:
     """Read what the source says of itself and plan the conversion.
+
+    Args:
+        source: The source folder.
+        options: The options in force.
+        catalog: Its tensors, where its shards are not in the folder.
+        bring: Called with shards that must be read for the plan, seldom any.
 
     Raises:
         SourceError: the source is damaged, incomplete or not one that can be converted.
@@ -67,23 +83,37 @@ def prepare(source: SourceFolder, options: Resolved) -> Prepared:
     if is_staging(source.path):
         raise SourceError(source.path, "is a conversion that was never finished", "run it again")
     config = read_model_config(source.path)
-    catalog = read_catalog(source.path)
-    _refuse_quantized(config, catalog)
-    if is_mlx(config, catalog.metadata):
-        raise SourceError(source.path, "is an MLX folder already", "convert its source instead")
+    catalog = read_catalog(source.path) if catalog is None else catalog
+    refuse_quantized(config, catalog)
+    from_mlx = is_mlx(config, catalog.metadata)
+    if table.dequantize and not from_mlx:
+        raise UsageError(
+            options.origin("convert.dequantize"),
+            f"{source.path} is not an MLX folder, and in Hugging Face's layout already",
+            "leave it out",
+        )
     _check_generation_config(source.path)
-    dtype = table.dtype or source_dtype(config)
+    # What an MLX folder holds is what mlx-lm computes with, whatever its config says.
+    dtype = table.dtype or (None if from_mlx else source_dtype(config))
     try:
-        model_map = map_model(config, catalog, dtype)
+        model_map = map_model(config, catalog, dtype, bring)
     except SourceError as error:
         if error.where != CONFIG:
             raise
         raise type(error)(source.path / CONFIG, error.what, error.mend) from error
-    check_tokenizer(source.path, embedding_rows(model_map))
+    beyond = check_tokenizer(source.path, embedding_rows(model_map)).beyond
+    if table.dequantize:
+        model_map = hugging_face_layout(model_map)
+        dtype = dtype or most_common_dtype(model_map)
     plan, written_config = make_plan(model_map, table)
     if dtype is not None:
         written_config |= {"torch_dtype": dtype, "dtype": dtype}
-    warnings = (*catalog.warnings, *plan.warnings)
+    warnings = (
+        *catalog.warnings,
+        *_beyond_embeddings(beyond),
+        *plan.warnings,
+        *card_warnings(read_readme(source.path)),
+    )
     return Prepared(
         source, model_map, plan, written_config, dtype, chat_template, started, warnings
     )
@@ -114,6 +144,22 @@ def source_dtype(config: dict[str, Any]) -> str | None:
     return None
 
 
+def _beyond_embeddings(tokens: tuple[str, ...]) -> Iterator[str]:
+    if tokens:
+        yield (
+            f"the embedding has no row for {len(tokens)} special tokens, {tokens[0]} among them: "
+            "a prompt that holds one is refused"
+        )
+
+
+def most_common_dtype(model_map: ModelMap) -> str | None:
+    """The floating dtype that most of the weights have; None if none has one of ours."""
+    sizes = Counter[str]()
+    for recipe in model_map.recipes.values():
+        sizes[str(recipe.dtype).rpartition(".")[2]] += math.prod(recipe.shape)
+    return next((dtype for dtype, _ in sizes.most_common() if dtype in DTYPES), None)
+
+
 def _check_generation_config(folder: Path) -> None:
     """Refuse sampling values that `infer` would refuse, before they are copied."""
     path = file_in(folder, GENERATION_CONFIG)
@@ -128,19 +174,3 @@ def embedding_rows(model_map: ModelMap) -> int | None:
         if name.rpartition(".")[0].rpartition(".")[2] in ("embed_tokens", "wte", "embedding"):
             return recipe.shape[0]
     return None
-
-
-def _refuse_quantized(config: dict[str, Any], catalog: Catalog) -> None:
-    text_config = config.get("text_config") or {}
-    found = config.get("quantization_config") or text_config.get("quantization_config")
-    scaled = next(
-        (ref for ref in catalog.values() if SAFETENSORS_DTYPES[ref.dtype].needs_scales), None
-    )
-    if "quantization" in config or not (found or scaled):
-        return
-    method = found.get("quant_method") if isinstance(found, dict) else scaled and scaled.dtype
-    raise ArchitectureError(
-        "config.json",
-        f"the weights are quantized already ({method}), in a format that can't be read",
-        "convert the model's 16-bit checkpoint",
-    )

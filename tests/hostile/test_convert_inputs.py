@@ -71,7 +71,7 @@ def quantized_source(source: Path) -> None:
 
 
 def mlx_source(source: Path) -> None:
-    rewrite(source, {"quantization": {"bits": 4, "group_size": 64}})
+    rewrite(source, {"quantization": {"bits": 7, "group_size": 64}})
 
 
 def missing_shards(source: Path) -> None:
@@ -110,7 +110,7 @@ def impossible_temperature(source: Path) -> None:
 def vocabulary_beyond_the_embeddings(source: Path) -> None:
     tokenizer = json.loads((source / "tokenizer.json").read_text())
     tokenizer["added_tokens"].append(
-        tokenizer["added_tokens"][0] | {"id": 320, "content": "<|beyond|>"}
+        tokenizer["added_tokens"][0] | {"id": 320, "content": "<|beyond|>", "special": False}
     )
     (source / "tokenizer.json").write_text(json.dumps(tokenizer))
 
@@ -123,7 +123,7 @@ def vocabulary_beyond_the_embeddings(source: Path) -> None:
         (wrong_shape, ["model.layers.1.self_attn.q_proj.weight", "[128, 128]", "[64, 128]"]),
         (head_that_is_not_tied, ["lm_head.weight", "tie_word_embeddings"]),
         (quantized_source, ["gptq"]),
-        (mlx_source, ["MLX"]),
+        (mlx_source, ["config.json", "quantization", "bits 7"]),
         (missing_shards, ["model-00001-of-00003", "model-00003-of-00003"]),
         (unknown_type, ["'lama'", "llama"]),
         (traversal_type, ["model_type"]),

@@ -1,0 +1,1 @@
+"""`--prove`: what was written, held against what transformers computes from the source."""
