@@ -28,6 +28,7 @@ _EMBEDDINGS = (
 )
 # No template is longer; the parser's memory grows with it.
 _TEMPLATE_BYTES = 4_000_000
+_SHOWN = 3
 
 
 def embedding_rows(tensors: Mapping[str, TensorRef]) -> int | None:
@@ -50,6 +51,11 @@ def check_ids(folder: Path, rows: int | None, findings: Findings) -> None:
             detail = f"{found.main}, ids up to {found.highest_id:,}; the embedding was not found"
         else:
             detail = f"{found.main}, ids up to {found.highest_id:,} for {rows:,} embeddings"
+        if found.beyond:
+            named = ", ".join(found.beyond[:_SHOWN])
+            findings.warn(
+                f"the embedding has no row for {len(found.beyond)} special tokens: {named}"
+            )
         findings.passed("tokenizer", detail)
 
 

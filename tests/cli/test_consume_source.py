@@ -10,7 +10,7 @@ import mlx.core as mx
 import pytest
 from huggingface_hub import close_session
 
-from checkpoint import disk
+from checkpoint import disk, transfer
 from checkpoint.remote import RemoteModel
 from convert.cli import main
 from tests.factories_models import tiny_model
@@ -87,13 +87,17 @@ def test_the_same_folder_with_few_shards_on_the_disk(
 
 
 def test_an_interrupted_one_goes_on_and_fetches_no_finished_shard_again(
-    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     files = in_layer_order(tiny_model(tmp_path / "made", "llama"))
     hub.add(REPO, files)
+    monkeypatch.setattr(transfer, "WAITS", (0.0,))
     fourth = f"model-00004-of-{SHARDS:05d}.safetensors"
-    # The header is read first; then the shard's bytes are cut each time they are asked for.
-    hub.faults[fourth] = [Answer(206, body=files[fourth]), *[Answer(503)] * 20]
+    # The header is read first; the shard itself is refused, time after time.
+    hub.faults[fourth] = [Answer(200, body=files[fourth]), *[Answer(503)] * 20]
     assert convert("out", "--consume-source") == 1
     err = capsys.readouterr().err
     assert "the same command goes on from there" in err and "fetching model-00003" in err

@@ -366,16 +366,24 @@ def test_a_total_size_that_is_wrong_is_only_warned_of(llama: Path, capsys: Captu
     assert "total_size as 7" in verified(llama, capsys, 0)["warnings"][0]
 
 
-def test_an_id_beyond_the_embeddings(llama: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize("special", [True, False])
+def test_an_id_beyond_the_embeddings(special: bool, llama: Path, capsys: Capture) -> None:
     out = converted(llama)
     (out / "conversion.json").unlink()
     path = out / "tokenizer.json"
     tokenizer = json.loads(path.read_text())
-    tokenizer["added_tokens"].append({**tokenizer["added_tokens"][0], "id": 320, "content": "<x>"})
+    added = {**tokenizer["added_tokens"][0], "id": 320, "content": "<x>"}
+    if special:  # a text-only model of a family that also sees has one
+        tokenizer["added_tokens"].append(added)
+    else:
+        tokenizer["model"]["vocab"]["<x>"] = 320
     path.write_text(json.dumps(tokenizer))
-    found = verified(out, capsys, 1)
-    assert failed(found) == {"tokenizer"}
-    assert "has token id 320, and the embedding has 320 rows" in told(found, "tokenizer")
+    found = verified(out, capsys, 0 if special else 1)
+    if special:
+        assert "no row for 1 special tokens: '<x>' (320)" in found["warnings"][0]
+    else:
+        assert failed(found) == {"tokenizer"}
+        assert "has token id 320, and the embedding has 320 rows" in told(found, "tokenizer")
 
 
 def test_templates_are_parsed_and_never_run(llama: Path, capsys: Capture) -> None:
