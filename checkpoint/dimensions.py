@@ -1,4 +1,4 @@
-"""The sizes in a config.json: sane numbers, heads that divide.
+"""The numbers in a config.json: sane sizes, heads that divide, finite factors.
 
 Owns the checks that hold for every model, so that nothing is allocated on a file's word.
 Knows nothing of what one architecture makes of its values.
@@ -6,6 +6,7 @@ Knows nothing of what one architecture makes of its values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,14 @@ _ZERO_OR_MORE = {
     "moe_intermediate_size": 1 << 24,
     "shared_expert_intermediate_size": 1 << 24,
 }
+# Numbers that need not be whole, here and in the tables of RoPE.
+_FACTORS = (
+    *("rope_theta", "rope_local_base_freq", "global_rope_theta", "local_rope_theta"),
+    *("rotary_emb_base", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps"),
+    *("norm_epsilon", "partial_rotary_factor", "rotary_pct", "factor", "low_freq_factor"),
+    *("high_freq_factor", "original_max_position_embeddings", "beta_fast", "beta_slow"),
+)
+_ROPE_TABLES = ("rope_scaling", "rope_parameters")
 # With one of these, an attention head's size does not follow from the hidden size.
 _OWN_HEAD_SIZE = ("head_dim", "qk_nope_head_dim", "qk_head_dim", "kv_lora_rank", "kv_channels")
 
@@ -82,6 +91,28 @@ def _check_part(path: Path | str, config: Mapping[str, Any], prefix: str) -> Non
                 if each is not None:
                     _check_dimension(path, prefix + key, each, least, most)
     _check_heads(path, config, prefix)
+    _check_factors(path, config, prefix)
+    for table in _ROPE_TABLES:
+        rope = config.get(table)
+        if isinstance(rope, Mapping):
+            _check_factors(path, rope, f"{prefix}{table}.")
+            for kind, entry in rope.items():  # one for each kind of layer
+                if isinstance(entry, Mapping):
+                    _check_factors(path, entry, f"{prefix}{table}.{kind}.")
+
+
+def _check_factors(path: Path | str, table: Mapping[str, Any], prefix: str) -> None:
+    for key in _FACTORS:
+        value = table.get(key)
+        for each in value if isinstance(value, list) else [value]:
+            if each is None:
+                continue
+            if isinstance(each, bool) or not isinstance(each, int | float):
+                what = f"{prefix}{key} is {json_value(each)}, not a number"
+                raise ModelConfigError(path, what, _MEND)
+            if not 0 <= each < math.inf:
+                what = f"{prefix}{key} is {json_value(each)}, which no factor can be"
+                raise ModelConfigError(path, what, _MEND)
 
 
 def _check_dimension(path: Path | str, key: str, value: object, least: int, most: int) -> None:

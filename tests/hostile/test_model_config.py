@@ -42,6 +42,8 @@ def written(folder: Path, config: dict[str, Any] | bytes) -> Path:
         {"time_step_limit": [0.0, math.inf]},
         {"time_step_limit": [0.0, {"__float__": "Infinity"}]},
         {"max_position_embeddings": 10_485_760},
+        {"rope_theta": 10_000, "rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        {"rope_parameters": {"full_attention": {"rope_theta": 1e6}, "sliding_attention": None}},
         {"text_config": {"hidden_size": 64}},
         {"auto_map": {"AutoModel": "modeling_llama.LlamaModel"}},  # not needed: mlx-lm has it
         {"model_type": "mistral"},
@@ -193,6 +195,15 @@ def test_custom_code_is_never_run(tmp_path: Path, key: str, value: object) -> No
             "text_config.num_attention_heads 3 does not divide text_config.hidden_size 10",
         ),
         ({"n_embd": 0}, "n_embd is 0, outside 1 to"),
+        ({"rope_theta": "x"}, 'rope_theta is "x", not a number'),
+        ({"rope_theta": math.inf}, "rope_theta is Infinity, which no factor can be"),
+        ({"rms_norm_eps": True}, "rms_norm_eps is true, not a number"),
+        ({"partial_rotary_factor": -0.5}, "partial_rotary_factor is -0.5, which no factor can be"),
+        ({"rope_scaling": {"factor": "8"}}, 'rope_scaling.factor is "8", not a number'),
+        (
+            {"text_config": {"rope_parameters": {"full_attention": {"rope_theta": {}}}}},
+            "text_config.rope_parameters.full_attention.rope_theta",
+        ),
     ],
     ids=str,
 )
