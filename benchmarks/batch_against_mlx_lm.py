@@ -1,10 +1,13 @@
-"""Times a batch here beside one prompt after the other, and beside `mlx_lm.batch_generate`.
+"""Times single answers, batches and batches that share a beginning, beside mlx-lm in one run.
 
-    python benchmarks/batch_against_mlx_lm.py --bits 4 --repeats 5
+    python benchmarks/batch_against_mlx_lm.py --repeats 5
+    python benchmarks/batch_against_mlx_lm.py --hidden 1024 --layers 12 --bits 4
 
-The model is made up: Llama's form with random weights, about 100 MB at 4 bits. All three
-answer the same uneven prompts greedily, in turn, in one process. Prints each figure's median
-and the median of the pairwise ratios.
+The model is made up: Llama's form with random weights, 22 million of them if nothing is
+said. Both answer the same uneven prompts greedily, in turn, in one process: a single prompt
+by `generate_step` (the loop under `mlx_lm.stream_generate`), several by
+`mlx_lm.batch_generate`. Prints each one's median tokens a second, prompts included, and the
+median of the pairwise ratios, by the clock and in CPU seconds.
 """
 
 from __future__ import annotations
@@ -14,29 +17,56 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.generate import batch_generate
+from mlx_lm.generate import batch_generate, generate_step
 from mlx_lm.models.llama import Model, ModelArgs
 
 from inference.engine import Engine
 from inference.events import Delta
 from inference.request import GenerationOptions, SamplingOptions, TokenRequest
 
-VOCABULARY = 32_000
+VOCABULARY = 8_000
 
 
-def make_model(bits: int | None, dtype: mx.Dtype) -> nn.Module:
-    """A model of about 170 million weights."""
+@dataclass(frozen=True)
+class Case:
+    """What both are asked.
+
+    Attributes:
+        name: Of it.
+        prompts: How many.
+        shared: Tokens that all of them begin with.
+        own: Fewest and most tokens that each has of its own.
+    """
+
+    name: str
+    prompts: int
+    shared: int = 0
+    own: tuple[int, int] = (8, 40)
+
+
+CASES = (
+    Case("single", 1, own=(32, 33)),
+    Case("batch of 8", 8),
+    Case("batch of 32", 32),
+    Case("batch of 8 that share 128 tokens", 8, 128),
+    Case("batch of 32 that share 128 tokens", 32, 128),
+)
+
+
+def make_model(hidden: int, layers: int, bits: int | None, dtype: mx.Dtype) -> nn.Module:
+    """A model of random weights."""
     arguments = ModelArgs(
         model_type="llama",
-        hidden_size=1024,
-        num_hidden_layers=12,
-        intermediate_size=2816,
-        num_attention_heads=16,
-        num_key_value_heads=4,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        intermediate_size=hidden * 11 // 4,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=max(1, hidden // 256),
         head_dim=64,
         rms_norm_eps=1e-6,
         vocab_size=VOCABULARY,
@@ -54,7 +84,14 @@ def make_model(bits: int | None, dtype: mx.Dtype) -> nn.Module:
 class IdReader:
     """Text that names the tokens."""
 
-    stopped = False
+    guides = stopped = False
+
+    def allowed(self) -> None:
+        """Any token may come."""
+
+    def asides(self) -> tuple[()]:
+        """Nothing is said beside the answer."""
+        return ()
 
     def push(self, token: int) -> str:
         return f"{token} "
@@ -72,11 +109,10 @@ class NoTokenizer:
         return "".join(f"{token} " for token in ids)
 
 
-def ours(model: nn.Module, prompts: list[list[int]], tokens: int, rows: int) -> list[str]:
+def ours(engine: Engine, prompts: list[list[int]], tokens: int) -> list[str]:
     """By the engine."""
     options = GenerationOptions(SamplingOptions(temperature=0.0), tokens)
     requests = [TokenRequest(str(n), tuple(p), options) for n, p in enumerate(prompts)]
-    engine = Engine(model, lambda _: IdReader(), max_rows=rows)
     texts = [""] * len(prompts)
     for event in engine.run(requests):
         if isinstance(event, Delta):
@@ -86,6 +122,9 @@ def ours(model: nn.Module, prompts: list[list[int]], tokens: int, rows: int) -> 
 
 def theirs(model: nn.Module, prompts: list[list[int]], tokens: int, rows: int) -> list[str]:
     """By mlx-lm."""
+    if len(prompts) == 1:
+        said = generate_step(mx.array(prompts[0]), model, max_tokens=tokens)
+        return ["".join(f"{token} " for token, _ in said)]
     found: Any = batch_generate(
         model, NoTokenizer(), prompts, max_tokens=tokens, completion_batch_size=rows
     )
@@ -93,48 +132,62 @@ def theirs(model: nn.Module, prompts: list[list[int]], tokens: int, rows: int) -
     return texts
 
 
-def main() -> None:
-    """Measure and print."""
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--bits", type=int, default=0, help="0: not quantized")
-    arguments.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
-    arguments.add_argument("--prompts", type=int, default=16)
-    arguments.add_argument("--tokens", type=int, default=64)
-    arguments.add_argument("--shared", type=int, default=0, help="tokens that all prompts share")
-    arguments.add_argument("--repeats", type=int, default=5)
-    chosen = arguments.parse_args()
-    model = make_model(chosen.bits or None, getattr(mx, chosen.dtype))
-    numbers = random.Random(0)
+def compare(case: Case, model: nn.Module, tokens: int, repeats: int) -> None:
+    """Run both in turn and print."""
+    numbers = random.Random(case.name)
 
     def ids(count: int) -> list[int]:
         return [numbers.randrange(VOCABULARY) for _ in range(count)]
 
-    header = ids(chosen.shared)
-    prompts = [header + ids(numbers.randrange(8, 120)) for _ in range(chosen.prompts)]
-    ways: dict[str, Callable[[], list[str]]] = {
-        "batch": lambda: ours(model, prompts, chosen.tokens, chosen.prompts),
-        "one by one": lambda: ours(model, prompts, chosen.tokens, 1),
-        "mlx_lm": lambda: theirs(model, prompts, chosen.tokens, chosen.prompts),
-    }
+    header = ids(case.shared)
+    prompts = [header + ids(numbers.randrange(*case.own)) for _ in range(case.prompts)]
     texts: dict[str, list[str]] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for repeat in range(chosen.repeats + 1):  # the first is not counted
+    wall: dict[str, list[float]] = {"infer": [], "mlx_lm": []}
+    cpu: dict[str, list[float]] = {"infer": [], "mlx_lm": []}
+    # The engine is one for all repeats, as in a run: it finds out once what a model can do.
+    engine = Engine(model, lambda _: IdReader(), max_rows=case.prompts)
+    ways: dict[str, Callable[[list[list[int]], int], list[str]]] = {
+        "infer": lambda prompts, tokens: ours(engine, prompts, tokens),
+        "mlx_lm": lambda prompts, tokens: theirs(model, prompts, tokens, case.prompts),
+    }
+    for way in ways.values():  # not counted
+        way(prompts[:2], 2)
+    for _ in range(repeats):
         for name, way in ways.items():
-            began = time.perf_counter()
-            texts[name] = way()
-            if repeat:
-                seconds[name].append(time.perf_counter() - began)
-    count = chosen.prompts * chosen.tokens
-    for name, found in seconds.items():
-        median = statistics.median(found)
-        same = sum(a == b for a, b in zip(texts[name], texts["one by one"], strict=True))
-        print(
-            f"{name:>12}: {median:6.2f} s, {count / median:7.1f} tokens/s, "
-            f"{same} of {len(prompts)} answers as one by one"
-        )
-    for name in ("one by one", "mlx_lm"):
-        ratios = [a / b for a, b in zip(seconds[name], seconds["batch"], strict=True)]
-        print(f"batch is {statistics.median(ratios):.2f} times as fast as {name}")
+            began, used = time.perf_counter(), time.process_time()
+            texts[name] = way(prompts, tokens)
+            wall[name].append(time.perf_counter() - began)
+            cpu[name].append(time.process_time() - used)
+    speed = {name: case.prompts * tokens / statistics.median(found) for name, found in wall.items()}
+    ratios = [
+        statistics.median(b / a for a, b in zip(taken["infer"], taken["mlx_lm"], strict=True))
+        for taken in (wall, cpu)
+    ]
+    same = sum(a == b for a, b in zip(texts["infer"], texts["mlx_lm"], strict=True))
+    print(
+        f"{case.name}: infer {speed['infer']:.1f} tokens/s, mlx_lm {speed['mlx_lm']:.1f}; "
+        f"{ratios[0]:.2f} times as fast by the clock, {ratios[1]:.2f} in CPU seconds; "
+        f"{same} of {case.prompts} answers alike",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument("--hidden", type=int, default=512)
+    arguments.add_argument("--layers", type=int, default=6)
+    arguments.add_argument("--bits", type=int, default=0, help="0: not quantized")
+    arguments.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    arguments.add_argument("--tokens", type=int, default=32)
+    arguments.add_argument("--repeats", type=int, default=5)
+    arguments.add_argument("--only", default="", help="cases whose name has this in it")
+    chosen = arguments.parse_args()
+    dtype = getattr(mx, chosen.dtype)
+    model = make_model(chosen.hidden, chosen.layers, chosen.bits or None, dtype)
+    for case in CASES:
+        if chosen.only in case.name:
+            compare(case, model, chosen.tokens, chosen.repeats)
 
 
 if __name__ == "__main__":

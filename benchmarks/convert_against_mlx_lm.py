@@ -42,7 +42,16 @@ def main() -> None:
     chosen = arguments.parse_args()
     source = ["--hf-path", str(chosen.source), "-q"]
     commands = {
-        "convert": [sys.executable, "-m", "convert", *source, "--bits", chosen.bits],
+        "convert": [
+            sys.executable,
+            "-m",
+            "convert",
+            *source,
+            "--bits",
+            chosen.bits,
+            "--method",
+            "rtn",
+        ],
         "mlx_lm.convert": [
             sys.executable,
             "-m",

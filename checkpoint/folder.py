@@ -19,6 +19,9 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+SAFETENSORS = ".safetensors"
+PICKLED_WEIGHTS = "pytorch_model.bin"
+PICKLED_INDEX = "pytorch_model.bin.index.json"
 README = "README.md"
 
 WEIGHT_PATTERNS = ("model*.safetensors", WEIGHTS_INDEX)
@@ -93,6 +96,8 @@ def files_like(folder: Path, patterns: Iterable[str]) -> list[str]:
         SourceError: A matching name is a symbolic link that leaves the folder.
         DiskError: The folder can't be read.
     """
+    if folder.is_file():
+        return []  # a single file that is a source by itself has none beside it
     names = disk.list_folder(folder)
     for subfolder in _SUBFOLDERS:
         if subfolder in names and file_in(folder, subfolder).is_dir():

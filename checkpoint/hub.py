@@ -26,12 +26,26 @@ from checkpoint import disk, own_cache
 from checkpoint.at_once import StoppedError, at_once
 from checkpoint.byte_bar import byte_bar
 from checkpoint.digests import Digest
-from checkpoint.folder import CONFIG, TOKENIZER_PATTERNS, WEIGHTS, WEIGHTS_INDEX, files_like
+from checkpoint.folder import (
+    CONFIG,
+    PICKLED_INDEX,
+    TOKENIZER_PATTERNS,
+    WEIGHTS,
+    WEIGHTS_INDEX,
+    files_like,
+)
 from checkpoint.hub_client import HubFile, Listing, list_files, patiently, revision_name, talking
-from checkpoint.needed_files import OTHER_PATTERNS, needed_others, needed_weights
+from checkpoint.nanochat.folder import repository_files
+from checkpoint.needed_files import (
+    OTHER_PATTERNS,
+    needed_others,
+    needed_weights,
+    python_files,
+)
 from checkpoint.shards import ShardIndex, read_index
 from checkpoint.transfer import fetch, url_shown
 from checkpoint.verified import Expected, check_files, remember
+from checkpoint.weight_files import WeightFiles, weight_files
 from configs.command import note
 from configs.errors import HubError, SourceError
 
@@ -49,10 +63,13 @@ class _Job:
     digest: Digest
 
 
-def cached_snapshot(repo_id: str, revision: str | None, *, quiet: bool = False) -> Path | None:
+def cached_snapshot(
+    repo_id: str, revision: str | None, *, quiet: bool = False, code: bool = False
+) -> Path | None:
     """The folder of the model in the local cache, if it is complete; asks no network.
 
-    Its files are held to the hashes that the cache names them by.
+    Its files are held to the hashes that the cache names them by. With `code`, one without
+    Python files is not complete.
 
     Raises:
         HubError: The revision can be none.
@@ -63,7 +80,7 @@ def cached_snapshot(repo_id: str, revision: str | None, *, quiet: bool = False) 
             found = snapshot_download(
                 repo_id,
                 revision=revision,
-                allow_patterns=[*OTHER_PATTERNS, WEIGHTS_INDEX],
+                allow_patterns=[*OTHER_PATTERNS, WEIGHTS_INDEX, PICKLED_INDEX],
                 local_files_only=True,
             )
         except LocalEntryNotFoundError:
@@ -72,32 +89,35 @@ def cached_snapshot(repo_id: str, revision: str | None, *, quiet: bool = False) 
     known = own_cache.recall(_MANIFEST, f"{repo_id}@{snapshot.name}").get("files")
     known = known if isinstance(known, dict) else {}
     names = _complete(snapshot, known)
-    if names is None:
+    scripts = python_files(disk.list_folder(snapshot)) if code else []
+    if names is None or (code and not scripts):
         return None
+    names += scripts
     expected = [_by_cache(snapshot / name, known.get(name)) for name in names]
     check_files(expected, _THE_HUB, quiet=quiet)
     return snapshot
 
 
-def download_snapshot(repo_id: str, revision: str | None, *, quiet: bool = False) -> Path:
+def download_snapshot(
+    repo_id: str, revision: str | None, *, quiet: bool = False, code: bool = False
+) -> Path:
     """Download what a conversion needs of the model, all of one commit, into the cache.
 
     Args:
         repo_id: The hub's name of the model.
         revision: A branch, tag or commit; None for the main branch.
         quiet: Show no progress on stderr.
+        code: The model's own Python files too.
 
     Raises:
-        HubError: It does not exist, may not be read, has no safetensors, or the hub can't
+        HubError: It does not exist, may not be read, has no weights, or the hub can't
             be reached.
         SourceError: A file is not what the hub says it is.
     """
     with talking(repo_id, revision):
         listing = list_files(repo_id, revision)
-        weights = weight_names(repo_id, listing)
-        names = [*needed_others(listing.files), *weights]
-        if WEIGHTS_INDEX in listing.files:
-            names.append(WEIGHTS_INDEX)
+        names = [*needed_others(listing.files), *weight_names(repo_id, listing)]
+        names += python_files(listing.files) if code else []
         files = [listing.files[name] for name in names]
         ours = [job for file in files if (job := _job(file)) is not None]
         _fetch_large(repo_id, listing.commit, ours, quiet=quiet)
@@ -111,19 +131,17 @@ def download_snapshot(repo_id: str, revision: str | None, *, quiet: bool = False
 
 
 def weight_names(repo_id: str, listing: Listing) -> list[str]:
-    """The files that hold the weights; fetches the index, if there is one, into the cache.
+    """The files that hold the weights, and their index, if there is one, which is fetched.
 
     Raises:
-        HubError: There are no safetensors, or shards are missing.
+        HubError: There are no weights, or shards are missing.
         ShardIndexError: The index is none.
     """
 
-    def index() -> ShardIndex:
-        path = Path(
-            patiently(lambda: hf_hub_download(repo_id, WEIGHTS_INDEX, revision=listing.commit))
-        )
-        check_listed(path.parent, [listing.files[WEIGHTS_INDEX]], quiet=True)
-        return read_index(path.parent)
+    def index(name: str) -> ShardIndex:
+        path = Path(patiently(lambda: hf_hub_download(repo_id, name, revision=listing.commit)))
+        check_listed(path.parent, [listing.files[name]], quiet=True)
+        return read_index(path.parent, name)
 
     return needed_weights(repo_id, listing.files, index)
 
@@ -163,18 +181,30 @@ def _complete(folder: Path, known: Iterable[str]) -> list[str] | None:
     So are all that are known to belong to it: to us, from our own download, or to the
     library, where it has the repository's list.
     """
+    if native := repository_files(_there(folder)):
+        return native if all((folder / name).exists() for name in (*native, *known)) else None
     if not (folder / CONFIG).exists() or not files_like(folder, TOKENIZER_PATTERNS):
         return None
-    weights = [WEIGHTS]
-    if (folder / WEIGHTS_INDEX).exists():
+    there = [name for name in disk.list_folder(folder) if (folder / name).exists()]
+    found = weight_files(there) or WeightFiles(single=WEIGHTS)
+    weights = [str(found.single)]
+    if found.index is not None:
         try:
-            weights = sorted(set(read_index(folder).weight_map.values()))
+            weights = sorted(set(read_index(folder, found.index).weight_map.values()))
         except SourceError:
             weights = []  # no download would mend it: let it be read and named
-        weights.append(WEIGHTS_INDEX)
+        weights.append(found.index)
     if not all((folder / name).exists() for name in (*weights, *known)):
         return None
     return [*files_like(folder, OTHER_PATTERNS), *weights]
+
+
+def _there(folder: Path) -> list[str]:
+    """The files of a folder, and those in a folder named tokenizer."""
+    names = disk.list_folder(folder)
+    if "tokenizer" in names and (folder / "tokenizer").is_dir():
+        names += [f"tokenizer/{name}" for name in disk.list_folder(folder / "tokenizer")]
+    return names
 
 
 def _by_cache(path: Path, noted: object) -> Expected:

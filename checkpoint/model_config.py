@@ -11,10 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from checkpoint import disk
 from checkpoint.architecture.mlx_lm_models import model_types
 from checkpoint.dimensions import check_dimensions
 from checkpoint.folder import CONFIG, file_in
 from checkpoint.json_file import quoted, read_json_object
+from checkpoint.nanochat.folder import is_nanochat
+from checkpoint.odd_layouts import not_of_text, refuse_odd_layout
 from configs.errors import ArchitectureError, ModelConfigError
 
 _AGAIN = "download it again"
@@ -31,10 +34,15 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     Raises:
         ModelConfigError: It is missing, not JSON, or holds a value that can't be.
         ArchitectureError: mlx-lm has no architecture for its model type.
+        ShardIndexError: There is none, and the folder is a pipeline, an adapter or the like.
         DiskError: It can't be read.
     """
     path = file_in(folder, CONFIG)
     if not path.exists():
+        names = disk.list_folder(folder)
+        if is_nanochat(names):
+            raise ModelConfigError(path, "is missing: the folder is nanochat's own", "convert it")
+        refuse_odd_layout(folder, names)
         raise ModelConfigError(path, "is missing", "give the folder that a model was saved in")
     config = read_json_object(path, ModelConfigError, infinities=True)
     _check_model_type(path, config)
@@ -52,6 +60,9 @@ def _check_model_type(path: Path, config: Mapping[str, Any]) -> None:
         raise ModelConfigError(path, "architectures is not an array of strings", _AGAIN)
     if model_type in model_types():
         return
+    if (kind := not_of_text(config)) is not None:
+        what = f"is of {kind} ({quoted(model_type)})"
+        raise ArchitectureError(path, what, "give the folder of a language model")
     what = f"model_type {quoted(model_type)} is not one mlx-lm has"
     code = [key for key in _CUSTOM_CODE if config.get(key) is not None]
     if code:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint import own_cache
 from checkpoint.digests import Digest
-from checkpoint.folder import CONFIG, WEIGHTS_INDEX
+from checkpoint.folder import CONFIG
 from checkpoint.json_file import quoted
 from checkpoint.modelscope_errors import NoConnectionError, explained
 from checkpoint.needed_files import needed_others, needed_weights
@@ -131,12 +131,10 @@ def _download(api: HubApi, repo_id: str, revision: str, *, quiet: bool) -> Path:
             chosen = [_entry(files[name]) for name in names]
             return api.download_repo(repo_id, "model", revision=revision, file_list=chosen)
 
-        def index() -> ShardIndex:
-            return read_index(bring([WEIGHTS_INDEX]))
+        def index(name: str) -> ShardIndex:
+            return read_index(bring([name]), name)
 
         names = [*needed_others(files), *needed_weights(_called(repo_id), files, index)]
-        if WEIGHTS_INDEX in files:
-            names.append(WEIGHTS_INDEX)
         folder = bring(names)
     check_files([_expected(folder, files[name]) for name in names], _THERE, quiet=quiet)
     known = {name: [files[name].size, files[name].sha256] for name in names}

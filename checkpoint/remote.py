@@ -145,8 +145,12 @@ def open_remote(
         listing = list_files(repo_id, revision)
         weights = weight_names(repo_id, listing)
         others = needed_others(listing.files)
-        if WEIGHTS_INDEX in listing.files:
+        if WEIGHTS_INDEX in weights:
+            weights.remove(WEIGHTS_INDEX)
             others.append(WEIGHTS_INDEX)
+        if not all(name.endswith(".safetensors") for name in weights):
+            what = f"holds its weights as PyTorch's files ({weights[0]}), which are read whole"
+            raise HubError(repo_id, what, "leave --consume-source out")
         snapshot = download_small(repo_id, listing.commit, others)
     check_listed(snapshot, [listing.files[name] for name in others], quiet=quiet)
     source = SourceFolder(snapshot, "hub", repo_id, listing.commit)

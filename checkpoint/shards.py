@@ -1,7 +1,8 @@
 """From a folder of shards to its `Catalog`, by headers and index alone.
 
-Owns the rule of which files count (the index decides; without one, model.safetensors)
-and the comparison of index and shards. Reads no tensor's bytes.
+Owns the rule of which files count (the index decides; without one, the single file) and
+the comparison of index and shards. Of PyTorch's files the sums are checked; else no
+tensor's bytes are read.
 """
 
 from __future__ import annotations
@@ -15,17 +16,19 @@ from checkpoint import disk
 from checkpoint.folder import WEIGHTS, WEIGHTS_INDEX, file_in, shown
 from checkpoint.header import Header, read_header
 from checkpoint.json_file import json_value, quoted, read_json_object
+from checkpoint.odd_layouts import refuse_odd_layout
+from checkpoint.pickles.archive import Archive
+from checkpoint.pickles.model_file import read_model_file, warnings_of
 from checkpoint.tensors import Catalog, TensorRef
+from checkpoint.weight_files import WeightFiles, loose_pytorch_files, weight_files
 from configs.errors import ShardIndexError
 
 _INDEX_LIMIT = 100_000_000
-_PLAIN_NAME = re.compile(r"[^/\\:\x00-\x1f]+\.safetensors")
+_PLAIN_NAME = re.compile(r"[^/\\:\x00-\x1f]+(\.[a-z]+)")
 _AGAIN = "download the folder again"
 _OTHER_FORMATS = {
-    ".bin": "PyTorch pickles",
-    ".pt": "PyTorch pickles",
-    ".pth": "PyTorch pickles",
-    ".ckpt": "PyTorch pickles",
+    ".bin": "a .bin file by a name that is not PyTorch's",
+    ".ckpt": "a training checkpoint",
     ".gguf": "GGUF",
     ".h5": "Keras",
     ".msgpack": "Flax",
@@ -36,7 +39,7 @@ _OTHER_FORMATS = {
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """model.safetensors.index.json: tensor name to shard name, and the size it claims."""
+    """An index: tensor name to shard name, and the size it claims."""
 
     path: Path
     weight_map: dict[str, str]
@@ -47,20 +50,21 @@ def read_catalog(folder: Path) -> Catalog:
     """Find every tensor of a checkpoint.
 
     Raises:
-        ShardIndexError: The folder has no safetensors, or its index does not fit them.
+        ShardIndexError: The folder has no weights, or its index does not fit them.
         HeaderError: A shard is not a safetensors file that MLX can carry.
+        PickleError: A shard is not a PyTorch file of tensors that can be read in place.
         SourceError: A file is not a regular one, or a link that leaves the folder.
         DiskError: Something can't be read.
     """
     names = disk.list_folder(folder)
-    if WEIGHTS_INDEX in names:
-        index = read_index(folder)
-        shards = sorted(set(index.weight_map.values()))
-    elif WEIGHTS in names:
-        index = None
-        shards = [WEIGHTS]
-    else:
+    found = weight_files(names)
+    if found is None:
+        refuse_odd_layout(folder, names)
+        found = _loose(folder, names)
+    if found is None:
         raise _no_weights(folder, names)
+    index = read_index(folder, found.index) if found.index else None
+    shards = sorted(set(index.weight_map.values())) if index else [str(found.single)]
     present = set(names)
     missing = [name for name in shards if name not in present or not (folder / name).exists()]
     if missing:
@@ -72,11 +76,17 @@ def read_catalog(folder: Path) -> Catalog:
         for name in names
         if name.endswith(".safetensors") and name not in shards
     ]
-    return join_headers(index, {path: read_header(path) for path in paths}, warnings)
+    if not found.pickled:
+        return join_headers(index, {path: read_header(path) for path in paths}, warnings)
+    archives = {path: read_model_file(path) for path in paths}
+    warnings += [line for path, archive in archives.items() for line in warnings_of(path, archive)]
+    return join_headers(index, archives, warnings)
 
 
 def join_headers(
-    index: ShardIndex | None, headers: Mapping[Path, Header], warnings: Sequence[str] = ()
+    index: ShardIndex | None,
+    headers: Mapping[Path, Header] | Mapping[Path, Archive],
+    warnings: Sequence[str] = (),
 ) -> Catalog:
     """The catalog of shards whose headers are read, held against their index.
 
@@ -95,18 +105,24 @@ def join_headers(
         told += _size_warnings(index, tensors)
     metadata: dict[str, str] = {}
     for header in headers.values():
-        metadata = header.metadata | metadata
+        metadata = {**header.metadata, **metadata}
     return Catalog(dict(sorted(tensors.items())), tuple(headers), metadata, tuple(told))
 
 
-def read_index(folder: Path) -> ShardIndex:
-    """Read model.safetensors.index.json; every shard's name in it is a plain file name.
+def read_index(folder: Path, name: str = WEIGHTS_INDEX) -> ShardIndex:
+    """Read an index; every shard's name in it is a plain file name.
+
+    Args:
+        folder: The folder that it lies in.
+        name: Its name, which says what the shards are called: `model.safetensors.index.json`
+            or `pytorch_model.bin.index.json`.
 
     Raises:
         ShardIndexError: It is not an index.
         DiskError: It can't be read.
     """
-    path = file_in(folder, WEIGHTS_INDEX)
+    path = file_in(folder, name)
+    suffix = Path(name.removesuffix(".index.json")).suffix
     content = read_json_object(path, ShardIndexError, _INDEX_LIMIT)
     weight_map = content.get("weight_map")
     if not isinstance(weight_map, dict):
@@ -114,16 +130,30 @@ def read_index(folder: Path) -> ShardIndex:
     if not weight_map:
         raise ShardIndexError(path, "has an empty weight_map", _AGAIN)
     for tensor, shard in weight_map.items():
-        if not isinstance(shard, str) or not _PLAIN_NAME.fullmatch(shard):
+        plain = _PLAIN_NAME.fullmatch(shard) if isinstance(shard, str) else None
+        if plain is None or plain[1] != suffix:
             what = f"puts tensor {quoted(tensor)} into {json_value(shard)}"
-            mend = "each must be the plain name of a .safetensors file beside the index"
+            mend = f"each must be the plain name of a {suffix} file beside the index"
             raise ShardIndexError(path, what, mend)
     metadata = content.get("metadata")
     total_size = metadata.get("total_size") if isinstance(metadata, dict) else None
     return ShardIndex(path, weight_map, total_size)
 
 
-def _join(headers: list[Header]) -> dict[str, TensorRef]:
+def _loose(folder: Path, names: list[str]) -> WeightFiles | None:
+    """A single PyTorch file under a name of the user's, if that is all that there is.
+
+    Raises:
+        ShardIndexError: There are several.
+    """
+    loose = loose_pytorch_files(names)
+    if len(loose) > 1:
+        what = f"holds {len(loose)} PyTorch files: {shown(loose)}"
+        raise ShardIndexError(folder, what, "leave only the one with the weights")
+    return WeightFiles(single=loose[0]) if loose else None
+
+
+def _join(headers: Sequence[Header | Archive]) -> dict[str, TensorRef]:
     tensors: dict[str, TensorRef] = {}
     for header in headers:
         for name, ref in header.tensors.items():
@@ -168,9 +198,6 @@ def _size_warnings(index: ShardIndex, tensors: Mapping[str, TensorRef]) -> list[
 def _no_weights(folder: Path, names: list[str]) -> ShardIndexError:
     """Say what was found in place of weights."""
     found = [name for name in names if name.endswith(".safetensors")]
-    if any(name.startswith("adapter_model") for name in found):
-        mend = "merge it into its base model first"
-        return ShardIndexError(folder, "holds an adapter, not a model", mend)
     if found:
         what = f"has neither {WEIGHTS_INDEX} nor {WEIGHTS}, only {shown(found)}"
         return ShardIndexError(folder, what, "download the index, or rename a single file")

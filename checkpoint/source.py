@@ -38,13 +38,16 @@ class SourceFolder:
     commit: str | None = None
 
 
-def resolve_source(named: str, revision: str | None = None, *, quiet: bool = False) -> SourceFolder:
+def resolve_source(
+    named: str, revision: str | None = None, *, quiet: bool = False, code: bool = False
+) -> SourceFolder:
     """Find or fetch the folder that the user means.
 
     Args:
         named: A folder's path, a hub id `org/name`, or `modelscope:org/name`.
         revision: A branch, tag or commit of the hub's repository.
         quiet: Show no progress of a download or a check.
+        code: Bring the model's own Python files too, from the Hugging Face hub.
 
     Raises:
         SourceError: It is neither a folder nor a hub id, or what the cache holds is damaged.
@@ -57,6 +60,8 @@ def resolve_source(named: str, revision: str | None = None, *, quiet: bool = Fal
             mend = "leave the revision out, or give a hub id"
             raise SourceError(named, "is a local folder, which has no revisions", mend)
         return SourceFolder(path, "local")
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        return SourceFolder(path, "local")
     if path.is_file():
         raise SourceError(named, "is a file, not a folder", "give the folder that holds it")
     if named.startswith(_MODELSCOPE):
@@ -67,9 +72,9 @@ def resolve_source(named: str, revision: str | None = None, *, quiet: bool = Fal
 
     from checkpoint.hub import cached_snapshot, download_snapshot
 
-    snapshot = cached_snapshot(named, revision, quiet=quiet)
+    snapshot = cached_snapshot(named, revision, quiet=quiet, code=code)
     if snapshot is None:
-        snapshot = download_snapshot(named, revision, quiet=quiet)
+        snapshot = download_snapshot(named, revision, quiet=quiet, code=code)
     return SourceFolder(snapshot, "hub", named, snapshot.name)
 
 

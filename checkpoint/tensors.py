@@ -22,6 +22,8 @@ class TensorRef:
         shape: Its dimensions; empty for a scalar.
         offset: The first byte, counted from the start of the file.
         nbytes: How many bytes.
+        axes: Where the bytes are not in C order: the axes by their order there, the one with
+            the widest steps first. Only PyTorch files have such tensors.
     """
 
     file: Path
@@ -30,6 +32,7 @@ class TensorRef:
     shape: tuple[int, ...]
     offset: int
     nbytes: int
+    axes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

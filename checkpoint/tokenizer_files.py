@@ -83,10 +83,10 @@ def check_tokenizer(folder: Path, embedding_rows: int | None = None) -> Tokenize
     _refuse_special(folder)
     found = {pattern: files_like(folder, (pattern,)) for pattern in _SOURCES}
     main = next((names[0] for names in found.values() if names), None)
-    custom = _custom_class(folder)
+    custom = custom_class(folder)
     if main != "tokenizer.json" and custom:
-        what = f"needs the folder's own class {quoted(custom)}, which is never run"
-        mend = "save the tokenizer as tokenizer.json"
+        what = f"needs the folder's own class {quoted(custom)}, which is not run"
+        mend = "save it as tokenizer.json, or let `convert --trust-remote-code` run that code"
         raise TokenizerError(folder / "tokenizer_config.json", what, mend)
     if main is None:
         raise TokenizerError(folder / "tokenizer.json", "is missing", _AGAIN)
@@ -111,8 +111,8 @@ def _refuse_special(folder: Path) -> None:
                 pass  # which raises, saying what it is
 
 
-def _custom_class(folder: Path) -> str | None:
-    """The Python class of the folder's own that its tokenizer_config.json names."""
+def custom_class(folder: Path) -> str | None:
+    """The Python class of the folder's own that its tokenizer_config.json names; None if none."""
     path = file_in(folder, "tokenizer_config.json")
     if not path.is_file():
         return None
@@ -135,7 +135,7 @@ def _ids(path: Path) -> _Ids | None:
         return _ordinary(max(by_id)) if by_id else None
     data = disk.read_whole(path, _LIMIT)
     if path.suffix == ".tiktoken" or _RANK.fullmatch(data.split(b"\n", 1)[0]):
-        return _ordinary(_of_tiktoken(path, data))
+        return _ordinary(check_tiktoken(path, data))
     if not data:
         raise TokenizerError(path, "is empty", _AGAIN)
     return None
@@ -266,8 +266,12 @@ def _shown(name: str) -> str:
         return quoted(name)
 
 
-def _of_tiktoken(path: Path, data: bytes) -> int:
-    """Check lines of a base64 token and its rank."""
+def check_tiktoken(path: Path, data: bytes) -> int:
+    """Check lines of a base64 token and its rank; gives the highest.
+
+    Raises:
+        TokenizerError: Naming the line.
+    """
     ranks, tokens = set[int](), set[bytes]()
     for number, line in enumerate(data.splitlines(), 1):
         match = _RANK.fullmatch(line)

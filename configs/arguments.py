@@ -40,6 +40,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str, example: str) -> None:
         super().__init__(
             prog=prog,
+            usage=f"{prog} [options]",
             description=description,
             epilog=f"example:\n  {example}",
             formatter_class=_formatter,
@@ -190,13 +191,24 @@ class _VersionAction(argparse.Action):
         parser.exit()
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """The form of Python 3.13 in every version: a value is named once, behind all names."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = ", ".join(action.option_strings)
+        if action.nargs == 0:
+            return names
+        value = self._get_default_metavar_for_optional(action)
+        return f"{names} {self._format_args(action, value)}"
+
+
 def _formatter(prog: str) -> argparse.HelpFormatter:
     # argparse asks shutil for the width, whose import costs more than the help itself.
     try:
         width = int(os.environ.get("COLUMNS", "")) or os.get_terminal_size().columns
     except (ValueError, OSError):
         width = _WIDEST
-    return argparse.RawDescriptionHelpFormatter(prog, width=min(width, _WIDEST))
+    return _Formatter(prog, width=min(width, _WIDEST))
 
 
 def _default_text(key: str) -> str:

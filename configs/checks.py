@@ -144,17 +144,6 @@ def switch() -> Check:
     return Check("true or false", "", read, kind="flag")
 
 
-def off(why: str) -> Check:
-    """False alone: a switch that is known, but that we refuse to turn on."""
-
-    def read(value: object) -> object:
-        if value is True:
-            raise InvalidValue(f"true is refused: {why}", "leave it out")
-        return value if value is False else None
-
-    return Check("false", "", read, kind="flag")
-
-
 def text(takes: str, metavar: str = "TEXT", *, empty: bool = False) -> Check:
     """Text that is valid Unicode, not empty unless said so."""
 
@@ -224,6 +213,16 @@ def biases(largest: float) -> Check:
 
     takes = f"a token id and a number from {-largest:g} to {largest:g} for it"
     return Check(takes, "ID=VALUE", read, parse, kind="many")
+
+
+def letters(allowed: str) -> Check:
+    """A text of some letters alone, in either case; kept in upper case."""
+
+    def read(value: object) -> object:
+        made = value.upper() if isinstance(value, str) else ""
+        return made if 0 < len(made) <= 4096 and set(made) <= set(allowed) else None
+
+    return Check(f"a text of the letters {' and '.join(allowed)}", "LETTERS", read)
 
 
 def plain_name() -> Check:

@@ -9,7 +9,9 @@
     │   ├── ShardIndexError             the shard index against the shards
     │   ├── ModelConfigError            config.json
     │   ├── ArchitectureError           a model, or a value of it, that MLX can't honour
+    │   ├── AdapterError                an adapter, or the model that it should fit
     │   ├── TokenizerError              tokenizer files
+    │   ├── PickleError                 a pickle, or a PyTorch file that holds one
     │   └── TemplateError               a chat template
     ├── HubError               exit 1   the hub, or the way to it
     ├── DestinationError       exit 1   where the result should go
@@ -86,8 +88,16 @@ class ArchitectureError(SourceError):
     """A model, or a value of it, that MLX's architectures can't honour."""
 
 
+class AdapterError(SourceError):
+    """An adapter's files, or an adapter against the model that it should fit."""
+
+
 class TokenizerError(SourceError):
     """Tokenizer files."""
+
+
+class PickleError(SourceError):
+    """A pickle, or a PyTorch file that holds one."""
 
 
 class TemplateError(SourceError):

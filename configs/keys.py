@@ -16,7 +16,7 @@ from configs.checks import (
     choice,
     file_path,
     integer,
-    off,
+    letters,
     plain_name,
     real,
     size,
@@ -25,6 +25,7 @@ from configs.checks import (
     texts,
     tokens,
 )
+from configs.json_check import json_of
 
 
 class Mode(NamedTuple):
@@ -67,20 +68,24 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "model.source": Key(text("a hub id or a folder", "PATH_OR_HUB_ID")),
         "model.revision": Key(text("a branch, tag or commit", "REVISION")),
         "model.path": Key(file_path()),
+        "model.step": Key(integer(0)),
         "convert.quantize": Key(switch(), False),
         "convert.dequantize": Key(switch(), False),
         "convert.bits": Key(BITS, MODES["affine"].bits[0]),
         "convert.group_size": Key(GROUP_SIZE, MODES["affine"].group_sizes[0]),
         "convert.mode": Key(MODE, "affine"),
-        "convert.method": Key(choice("rtn"), "rtn"),
+        "convert.method": Key(choice("search", "rtn"), "search"),
         "convert.dtype": Key(choice("float16", "bfloat16", "float32")),
         "convert.max_shard_size": Key(size(), 5 * 10**9),
+        "convert.softcap": Key(real(0, above=True)),
+        "convert.window_pattern": Key(letters("SL")),
         "convert.layers": Key(
             Check("a list of rules, [[convert.layers]] in a file", "RULES", _layer_rules), ()
         ),
         "tokenizer.eos_tokens": Key(texts("a list of tokens"), ()),
         "tokenizer.chat_template": Key(file_path()),
-        "tokenizer.trust_remote_code": Key(off("code from a model folder is never run"), False),
+        "tokenizer.pattern": Key(text("a regular expression", "REGEX")),
+        "tokenizer.trust_remote_code": Key(switch(), False),
         "generate.temperature": Key(real(0, 100), 0.7),
         "generate.top_p": Key(real(0, 1, above=True), 0.95),
         "generate.top_k": Key(integer(0), 0),
@@ -102,10 +107,18 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "generate.logprobs": Key(integer(0, 20)),
         "generate.n": Key(integer(1, 128), 1),
         "generate.seed": Key(integer(0, 2**64 - 1)),
+        "generate.thinking": Key(choice("show", "fold", "hide", "off")),
+        "generate.thinking_budget": Key(integer(0)),
+        "generate.tools": Key(json_of(list, "a JSON list of tools, in OpenAI's form")),
+        "generate.json_schema": Key(json_of(dict, "a JSON schema, which is an object")),
+        "generate.regex": Key(text("a regular expression", "REGEX")),
+        "generate.choice": Key(texts("a list of texts"), ()),
+        "generate.calculator": Key(switch(), False),
         "generate.system": Key(text("text", empty=True)),
         "memory.context": Key(integer(1)),
         "memory.load_bits": Key(choice(4, 8)),
         "memory.kv_bits": Key(choice(4, 8)),
+        "memory.kv_start": Key(integer(0), 0),
         "memory.batch_size": Key(integer(1, 4096), 32),
         "memory.limit": Key(size()),
     }

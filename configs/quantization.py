@@ -105,9 +105,13 @@ class ConvertTable(Table, checks=checks_of("convert")):
         bits: Bits per weight. Each mode has its own default: affine 4, mxfp4 4, nvfp4 4, mxfp8 8.
         group_size: Weights that share a scale: affine 64, mxfp4 32, nvfp4 16, mxfp8 32.
         mode: Quantization mode.
-        method: How codes and scales are found; `rtn` rounds to nearest, as mlx-lm does.
+        method: How codes and scales are found; `search` looks for those that lose least, `rtn`
+            rounds to nearest, as mlx-lm does.
         dtype: Of the weights that are not quantized; the source's own when not set.
         max_shard_size: Largest size of one weight file, in bytes; text such as "5GB" is read.
+        softcap: What a nanochat model caps its logits at, where its files can't tell.
+        window_pattern: Which layers of a nanochat model see far and which near, such as "SSSL",
+            where its files do not say.
         layers: Rules for some modules; the first that matches decides.
     """
 
@@ -119,6 +123,8 @@ class ConvertTable(Table, checks=checks_of("convert")):
     method: str = DEFAULTS["convert.method"]
     dtype: str | None = DEFAULTS["convert.dtype"]
     max_shard_size: int = DEFAULTS["convert.max_shard_size"]
+    softcap: float | None = DEFAULTS["convert.softcap"]
+    window_pattern: str | None = DEFAULTS["convert.window_pattern"]
     layers: tuple[LayerRule, ...] = DEFAULTS["convert.layers"]
 
     def __post_init__(self) -> None:

@@ -41,12 +41,15 @@ class ModelTable(Table, checks=checks_of("model")):
             folder starts with `./`, `../`, `/` or `~`.
         revision: A branch, tag or commit of a hub id; the hub's main branch when not set.
         path: The MLX folder: where `convert` writes and `infer` reads.
+        step: Of training, where a folder of nanochat's own holds several; the highest when not
+            set.
     """
 
     name: str | None = DEFAULTS["model.name"]
     source: str | None = DEFAULTS["model.source"]
     revision: str | None = DEFAULTS["model.revision"]
     path: Path | None = DEFAULTS["model.path"]
+    step: int | None = DEFAULTS["model.step"]
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,15 @@ class TokenizerTable(Table, checks=checks_of("tokenizer")):
     Args:
         eos_tokens: Tokens, as text, that end an answer, besides the model's own.
         chat_template: A jinja file to use in place of the model's own template.
-        trust_remote_code: Only false: Python code from a model's folder is never run.
+        pattern: The regular expression, as tiktoken takes it, by which the tokenizer of a
+            `.tiktoken` file cuts text; needed for one of no known name.
+        trust_remote_code: Let `convert` run the Python code of the model's own folder where its
+            config or tokenizer can't be had without.
     """
 
     eos_tokens: tuple[str, ...] = DEFAULTS["tokenizer.eos_tokens"]
     chat_template: Path | None = DEFAULTS["tokenizer.chat_template"]
+    pattern: str | None = DEFAULTS["tokenizer.pattern"]
     trust_remote_code: bool = DEFAULTS["tokenizer.trust_remote_code"]
 
 
@@ -93,6 +100,14 @@ class GenerateTable(Table, checks=checks_of("generate")):
             ones at its place.
         n: How many answers to give.
         seed: Of the random numbers; a new one each time when not set.
+        thinking: What becomes of the model's thinking sections; `show` when not set.
+        thinking_budget: Most tokens of a thinking section, which is then closed.
+        tools: What the model may call, as JSON in OpenAI's form.
+        json_schema: The answer is JSON that this schema allows.
+        regex: The answer, all of it, matches this regular expression.
+        choice: The answer is one of these texts.
+        calculator: Work out what a nanochat model writes between `<|python_start|>` and
+            `<|python_end|>`, and let it read the result.
         system: The system message.
     """
 
@@ -117,6 +132,13 @@ class GenerateTable(Table, checks=checks_of("generate")):
     logprobs: int | None = DEFAULTS["generate.logprobs"]
     n: int = DEFAULTS["generate.n"]
     seed: int | None = DEFAULTS["generate.seed"]
+    thinking: str | None = DEFAULTS["generate.thinking"]
+    thinking_budget: int | None = DEFAULTS["generate.thinking_budget"]
+    tools: str | None = DEFAULTS["generate.tools"]
+    json_schema: str | None = DEFAULTS["generate.json_schema"]
+    regex: str | None = DEFAULTS["generate.regex"]
+    choice: tuple[str, ...] = DEFAULTS["generate.choice"]
+    calculator: bool = DEFAULTS["generate.calculator"]
     system: str | None = DEFAULTS["generate.system"]
 
 
@@ -128,6 +150,7 @@ class MemoryTable(Table, checks=checks_of("memory")):
         context: Most tokens of prompt and answer together; the model's own limit when not set.
         load_bits: Quantize weights that are not quantized to this many bits when they are read.
         kv_bits: Keep the KV cache at this many bits; in the compute dtype when not set.
+        kv_start: They are brought to it once the cache holds so many tokens.
         batch_size: Most answers of a batch under way at once; fewer where memory is short.
         limit: Most memory for MLX, in bytes; text such as "12GB" is read. MLX's own when not set.
     """
@@ -135,6 +158,7 @@ class MemoryTable(Table, checks=checks_of("memory")):
     context: int | None = DEFAULTS["memory.context"]
     load_bits: int | None = DEFAULTS["memory.load_bits"]
     kv_bits: int | None = DEFAULTS["memory.kv_bits"]
+    kv_start: int = DEFAULTS["memory.kv_start"]
     batch_size: int = DEFAULTS["memory.batch_size"]
     limit: int | None = DEFAULTS["memory.limit"]
 

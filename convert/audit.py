@@ -16,6 +16,7 @@ from checkpoint import disk
 from checkpoint.digests import Digest
 from checkpoint.folder import (
     CONFIG,
+    SAFETENSORS,
     WEIGHT_PATTERNS,
     WEIGHTS_INDEX,
     file_in,
@@ -150,7 +151,8 @@ def _check_headers(folder: Path, findings: Findings) -> _Weights:
         count, told = len(catalog.shards), gigabytes(catalog.total_bytes)
         findings.passed("headers", f"{len(catalog):,} tensors, {told}, in {count} file(s)")
         used = {path: headers[path] for path in catalog.shards if path in headers}
-        return _Weights(used, catalog, complete=len(used) == count)
+        whole = all(path in used or path.suffix != SAFETENSORS for path in catalog.shards)
+        return _Weights(used, catalog, complete=whole)
     tensors: dict[str, TensorRef] = {}
     metadata: dict[str, str] = {}
     for header in headers.values():
@@ -275,6 +277,8 @@ def _tell_bytes(hashed: int, total: int, weights: _Weights, findings: Findings) 
     if weights.headers:
         which = "any tensor" if weights.complete else "the tensors that can be read"
         findings.passed("values", f"no infinite or NaN value in {which}")
+    elif weights.complete:
+        findings.skipped("values", "they are not looked at in PyTorch's files")
     else:
         findings.skipped("values", "there is no tensor that can be read")
 

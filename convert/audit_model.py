@@ -21,7 +21,6 @@ from checkpoint.architecture.mlx_lm_models import load_classes
 from checkpoint.architecture.trace import mlx_dtype, placeholder
 from checkpoint.folder import CONFIG, shown
 from checkpoint.packing import Packing
-from checkpoint.quantized_source import refuse_quantized
 from checkpoint.tensors import Catalog, TensorRef
 from configs.errors import ArchitectureError, ModelConfigError, SourceError
 from convert.audit_findings import Findings
@@ -58,7 +57,6 @@ def check_source_folder(
     """A Hugging Face folder: `convert` can map its tensors onto mlx-lm's architecture."""
     with findings.checking(NAME), _where(folder):
         try:
-            refuse_quantized(config, catalog)
             mapped = map_model(config, catalog)
         except ArchitectureError as error:  # no fault of the folder's
             findings.skipped(NAME, error.what)

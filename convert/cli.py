@@ -8,98 +8,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from configs.arguments import Parser, add_common, add_key
 from configs.command import note, run, say, warn
 from configs.errors import UsageError
+from convert.flags import parser as parser
 
 if TYPE_CHECKING:
+    from checkpoint.adapters.adapter import Adapter
     from checkpoint.source import SourceFolder
     from configs.resolve import Resolved
     from convert.consume import Consumed
     from convert.pipeline import Prove
 
+_ONE = "leave one of them out"
 _QUANTIZATION_KEYS = ("bits", "group_size", "mode", "method", "layers")
-_CONVERSION_FLAGS = ("force", "dry_run", "no_resume", "consume_source")
+_CONVERSION_FLAGS = ("force", "dry_run", "no_resume", "consume_source", "fuse_adapter")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `convert`; gives the exit code."""
     return run(_convert, argv)
-
-
-def parser() -> Parser:
-    """The flags of `convert`."""
-    made = Parser(
-        "convert",
-        "Carry a Hugging Face checkpoint across to an MLX model folder, plain or quantized.",
-        "convert --hf-path Qwen/Qwen3-8B --quantize --bits 4",
-    )
-    places = made.add_argument_group("source and destination")
-    add_key(
-        places, "--hf-path", key="model.source", help="local folder or hub id of the checkpoint"
-    )
-    add_key(places, "--revision", key="model.revision", help="branch, tag or commit on the hub")
-    add_key(
-        places,
-        "--mlx-path",
-        "--output-dir",
-        key="model.path",
-        help="folder to write (default: mlx_models/<name>-<bits>bit)",
-    )
-    places.add_argument(
-        "--force",
-        action="store_true",
-        help="replace an existing destination once the new one is whole",
-    )
-    weights = made.add_argument_group("weights")
-    add_key(weights, "-q", "--quantize", key="convert.quantize", help="quantize the weights")
-    add_key(weights, "--bits", key="convert.bits", help="bits per weight")
-    add_key(weights, "--group-size", key="convert.group_size", help="weights that share a scale")
-    add_key(weights, "--mode", key="convert.mode", help="quantization mode")
-    add_key(weights, "--method", key="convert.method", help="how codes and scales are found")
-    add_key(weights, "--dtype", key="convert.dtype", help="dtype of what is not quantized")
-    add_key(
-        weights, "--max-shard-size", key="convert.max_shard_size", help="largest size of one file"
-    )
-    add_key(
-        weights,
-        "--dequantize",
-        key="convert.dequantize",
-        help="make a plain Hugging Face folder of an MLX one",
-    )
-    running = made.add_argument_group("how it runs")
-    running.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
-    running.add_argument(
-        "--no-resume",
-        action="store_true",
-        help="start over, whatever an interrupted conversion has left",
-    )
-    running.add_argument(
-        "--consume-source",
-        action="store_true",
-        help="fetch, convert and release a hub model shard by shard, for small disks",
-    )
-    running.add_argument(
-        "--prove",
-        action="store_true",
-        help="hold the result against what transformers computes from the source",
-    )
-    after = made.add_argument_group("publishing")
-    after.add_argument(
-        "--upload-repo",
-        metavar="ORG/NAME",
-        help="upload the verified folder to this hub repository",
-    )
-    after.add_argument("--private", action="store_true", help="make that repository private")
-    instead = made.add_argument_group("in place of a conversion")
-    instead.add_argument(
-        "--verify", metavar="DIR", help="check a model folder: exit 0, or 1 with what is wrong"
-    )
-    instead.add_argument(
-        "--diff", nargs=2, metavar=("A", "B"), help="compare two model folders tensor by tensor"
-    )
-    add_common(made)
-    return made
 
 
 def _convert(argv: Sequence[str]) -> int:
@@ -137,17 +64,25 @@ def _make(args: argparse.Namespace, resolved: Resolved) -> int:
         if not args.dry_run:
             check_not_held(early)
     _check_torch(args)
+    adapter = _adapter(args)
     consumed = _consumed(args, resolved, known)
     if consumed is None:
         named = str(resolved.model.source)
-        source = resolve_source(named, resolved.model.revision, quiet=args.quiet)
-        prepared = prepare(source, resolved)
+        source = resolve_source(
+            named,
+            resolved.model.revision,
+            quiet=args.quiet,
+            code=resolved.tokenizer.trust_remote_code,
+        )
+        prepared = prepare(source, resolved, adapter=adapter)
     else:
         source = consumed.remote.source
-        prepared = prepare(source, resolved, consumed.catalog, consumed.fetch)
+        prepared = prepare(source, resolved, consumed.catalog, consumed.fetch, adapter)
     path = known or resolved.default_folder(prepared.dtype or "mlx")
     destination = check_destination(path, force=may_exist, make_parent=path != resolved.model.path)
     check_apart(destination, source.path)
+    if prepared.recognised and not args.quiet:
+        note(f"{source.path}: {prepared.recognised}")
     for warning in prepared.warnings:
         warn(warning)
     if args.verbose:
@@ -179,6 +114,15 @@ def _make(args: argparse.Namespace, resolved: Resolved) -> int:
     return 0
 
 
+def _adapter(args: argparse.Namespace) -> Adapter | None:
+    """What `--fuse-adapter` names, read and checked."""
+    if args.fuse_adapter is None:
+        return None
+    from checkpoint.adapters.read import read_adapter
+
+    return read_adapter(Path(args.fuse_adapter))
+
+
 def _consumed(args: argparse.Namespace, resolved: Resolved, known: Path | None) -> Consumed | None:
     """The source as `--consume-source` has it, if that was asked for."""
     if not args.consume_source:
@@ -186,6 +130,9 @@ def _consumed(args: argparse.Namespace, resolved: Resolved, known: Path | None) 
     from convert.consume import open_consumed
     from convert.destination import check_destination
 
+    if resolved.tokenizer.trust_remote_code:
+        what = "does not go with --trust-remote-code"
+        raise UsageError("--consume-source", what, _ONE)
     if known is None:
         raise UsageError("--consume-source", "needs to know its destination", "add --mlx-path")
     may_exist = args.force or args.dry_run
@@ -205,7 +152,9 @@ def _verify(args: argparse.Namespace, resolved: Resolved) -> int:
     if not args.json:
         print(found.text())
     proof = None
-    if args.prove and not found.problems:
+    if args.prove and found.problems:
+        warn("--prove: nothing was proven, since the folder is damaged")
+    elif args.prove:
         from convert.proof.command import prove_folder
 
         model = resolved.model
@@ -272,20 +221,24 @@ def _check_options(resolved: Resolved, args: argparse.Namespace) -> None:
             "--json", "does not go with --show-config, which prints TOML", "leave it out"
         )
     if args.dry_run and args.force:
-        raise UsageError("--force", "replaces nothing with --dry-run", "leave one of them out")
+        raise UsageError("--force", "replaces nothing with --dry-run", _ONE)
     for flag, mode in (("--diff", args.diff), ("--verify", args.verify)):
         if mode is not None:
             _refuse_beside(flag, resolved, args)
     if args.prove and args.dry_run:
-        raise UsageError("--prove", "nothing is made with --dry-run", "leave one of them out")
+        raise UsageError("--prove", "nothing is made with --dry-run", _ONE)
     if args.prove and args.consume_source:
         raise UsageError(
             "--prove", "needs the whole source, which --consume-source releases", "leave one out"
         )
+    if args.prove and args.fuse_adapter is not None:
+        raise UsageError(
+            "--prove", "holds the result against the source, to which an adapter is added", _ONE
+        )
     if args.private and args.upload_repo is None:
         raise UsageError("--private", "means nothing without --upload-repo", "add it")
     if args.dry_run and args.upload_repo is not None:
-        raise UsageError("--upload-repo", "nothing is made with --dry-run", "leave one of them out")
+        raise UsageError("--upload-repo", "nothing is made with --dry-run", _ONE)
 
 
 def _refuse_beside(mode: str, resolved: Resolved, args: argparse.Namespace) -> None:

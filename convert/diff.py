@@ -22,7 +22,6 @@ from checkpoint.architecture.trace import copies
 from checkpoint.folder import CONFIG, file_in, is_mlx, is_staging
 from checkpoint.json_file import read_json_object
 from checkpoint.model_config import read_model_config
-from checkpoint.quantized_source import refuse_quantized
 from checkpoint.shards import read_catalog
 from checkpoint.tensors import Catalog
 from configs.command import escape
@@ -117,7 +116,6 @@ def _carried(side: _Side, notes: list[str]) -> _Side:
     """A Hugging Face folder's tensors as `convert` would carry them over; else as they are."""
     try:
         config = read_model_config(side.path)
-        refuse_quantized(config, side.catalog)
         mapped = map_model(config, side.catalog)
     except SourceError as error:
         notes.append(f"{side.path}: names are compared as they are: {error.what}")

@@ -37,9 +37,11 @@ def made_of(prepared: Prepared, table: ConvertTable) -> dict[str, str]:
     parts: dict[str, Iterable[object]] = {
         "options": [asdict(table), prepared.dtype],
         "source": _source(prepared),
+        "adapter": [prepared.adapter and prepared.adapter.digest],
         "version of mlx, mlx-lm or mlx-ferry": [*versions, __version__],
         "device": [platform.machine(), mx.default_device()],
         "chat template": [prepared.chat_template],
+        "tokenizer": [sorted(prepared.files.items())],
         "model config": [prepared.model_map.config, prepared.config],
         "plan": [BLOCK_BYTES, *(shard.header for shard in prepared.plan.shards)],
     }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def write_model_files(
     plan: Plan,
     config: dict[str, Any],
     chat_template: bytes | None,
+    made: Mapping[str, bytes],
 ) -> tuple[str, ...]:
     """Write all files but the shards, the card and the receipt.
 
@@ -44,23 +46,25 @@ def write_model_files(
         plan: The plan, for the index.
         config: config.json's content.
         chat_template: A template to put in place of the source's.
+        made: Files to write in place of the source's.
 
     Returns:
         The names of the files written.
     """
     disk.write_whole(folder / CONFIG, _as_json(_for_the_result(config, plan)))
     disk.write_whole(folder / WEIGHTS_INDEX, _as_json(plan.index()))
-    carried = files_like(source, (GENERATION_CONFIG, *CARRIED_PATTERNS))
     if chat_template is not None:
-        disk.write_whole(folder / CHAT_TEMPLATE, chat_template)
-        carried = [name for name in carried if name != CHAT_TEMPLATE]
+        made = {**made, CHAT_TEMPLATE: chat_template}
+    for name, content in made.items():
+        disk.write_whole(folder / name, content)
+    carried = files_like(source, (GENERATION_CONFIG, *CARRIED_PATTERNS))
+    carried = [name for name in carried if name not in made]
     for name in carried:
         path = folder / name
         if path.parent != folder:
             disk.make_folder(path.parent, exist_ok=True)
         disk.write_whole(path, disk.read_whole(file_in(source, name), FILE_LIMIT))
-    given = [CHAT_TEMPLATE] if chat_template is not None else []
-    return (CONFIG, WEIGHTS_INDEX, *given, *carried)
+    return (CONFIG, WEIGHTS_INDEX, *made, *carried)
 
 
 def read_readme(source: Path) -> str:

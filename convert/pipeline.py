@@ -20,6 +20,7 @@ from convert.destination import Destination, held, publish
 from convert.fingerprint import made_of
 from convert.model_files import write_card, write_model_files
 from convert.prepare import Prepared
+from convert.quantize import QUANTIZERS
 from convert.receipt import FILE, make_receipt, peak_memory_bytes
 from convert.shard_file import ShardFiles
 from convert.show import gigabytes
@@ -81,6 +82,7 @@ def convert(
                 stream_tensors(
                     blocks,
                     prepared.model_map.recipes,
+                    QUANTIZERS[table.method],
                     journal,
                     files,
                     tell,
@@ -88,7 +90,9 @@ def convert(
                     supply or AllThere(),
                 )
             source = prepared.source.path
-            names = write_model_files(folder, source, plan, prepared.config, prepared.chat_template)
+            names = write_model_files(
+                folder, source, plan, prepared.config, prepared.chat_template, prepared.files
+            )
             verify_index(folder, plan)
             shards = verification.digests()
         receipt = make_receipt(
@@ -101,6 +105,8 @@ def convert(
             shards=shards,
             files=tuple(digest_file(folder / name, name) for name in sorted(names)),
             warnings=prepared.warnings,
+            trust_remote_code=options.tokenizer.trust_remote_code,
+            adapter=prepared.adapter,
         )
         if prove is not None and (proof := prove(folder)) is not None:
             receipt["proof"] = proof

@@ -17,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from checkpoint.architecture.kept import kept, was_quantized
 from checkpoint.architecture.mapping import ModelMap
 from checkpoint.architecture.packed import Dequantize
 from checkpoint.architecture.recipes import Copy, Recipe, walk
@@ -97,8 +98,7 @@ def _twice_quantized(parameters: Iterable[Parameter], model_map: ModelMap) -> It
     again = [
         parameter.name
         for parameter in parameters
-        if parameter.operation == "quantize"
-        and any(isinstance(node, Dequantize) for node in walk(model_map.recipes[parameter.name]))
+        if parameter.operation == "quantize" and was_quantized(model_map.recipes[parameter.name])
     ]
     if again:
         yield (
@@ -198,8 +198,6 @@ def _keep(model_map: ModelMap) -> tuple[_Choice, Quantization | None]:
                 "is packed in a layout that can't be kept as it is",
                 "give --quantize or --dequantize",
             )
-    if not forms:
-        return _Choice(), None
     found: dict[str, Quantization] = {}
 
     def choose(path: str, module: nn.Module) -> bool | dict[str, Any]:
@@ -209,9 +207,16 @@ def _keep(model_map: ModelMap) -> tuple[_Choice, Quantization | None]:
         return forms[path].as_config()
 
     _pack(model_map.model, choose)
-    if odd := forms.keys() - found.keys():
+    odd = [
+        path
+        for path in forms.keys() - found.keys()
+        if any(isinstance(node, Dequantize) for node in walk(model_map.recipes[f"{path}.weight"]))
+    ]
+    if odd:
         what = "is packed, and mlx-lm has no packed form of it"
         raise ArchitectureError(min(odd), what, "give --dequantize")
+    if not found:
+        return _Choice(), None
     (default, _), *_ = Counter(found.values()).most_common(1)
     return _Choice(packed=found), default
 
@@ -269,13 +274,10 @@ def _parameter(
 
 def _packed_from(recipe: Recipe, wanted: Quantization) -> Operation:
     """What is done for a packed weight: codes that are so already are kept as they are."""
-    if not isinstance(recipe, Dequantize) or recipe.form != wanted:
+    found = kept(recipe)
+    if found is None or found.form != wanted:
         return "quantize"
-    packed = recipe.packed
-    if packed.global_scale is not None:
-        return "quantize"
-    floats = packed.biases is None or packed.scales.dtype == _safetensors_name(recipe.dtype)
-    return "copy" if floats else "cast"
+    return "copy" if found.exact else "cast"
 
 
 def _output(name: str, shape: tuple[int, ...], dtype: mx.Dtype) -> OutputTensor:

@@ -8,28 +8,28 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from checkpoint import disk
+from checkpoint.adapters.adapter import Adapter
 from checkpoint.architecture.hf_layout import hugging_face_layout
 from checkpoint.architecture.mapping import ModelMap, map_model
 from checkpoint.folder import CONFIG, GENERATION_CONFIG, file_in, is_mlx, is_staging
 from checkpoint.json_file import read_json_object
-from checkpoint.model_config import read_model_config
-from checkpoint.quantized_source import refuse_quantized
-from checkpoint.shards import read_catalog
+from checkpoint.nanochat.model_config import Overrides
+from checkpoint.recognise import Choices, open_source
 from checkpoint.source import SourceFolder
 from checkpoint.tensors import Catalog
-from checkpoint.tokenizer_files import check_tokenizer
 from configs.errors import ModelConfigError, SourceError, UsageError
 from configs.resolve import Layers, Resolved
 from convert.model_card import card_warnings
 from convert.model_files import FILE_LIMIT, read_readme
 from convert.plan import Plan
 from convert.planner import make_plan
+from convert.tokenizer_options import with_eos_tokens
 
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -47,6 +47,9 @@ class Prepared:
         chat_template: A template that replaces the source's own.
         started: When the work began, by `time.perf_counter`.
         warnings: What the user should know.
+        files: Files that are made, not copied from the source, by name.
+        recognised: What the source is, where that is not plain to see; else empty.
+        adapter: What is added to its weights.
     """
 
     source: SourceFolder
@@ -57,6 +60,9 @@ class Prepared:
     chat_template: bytes | None
     started: float
     warnings: tuple[str, ...]
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    recognised: str = ""
+    adapter: Adapter | None = None
 
 
 def prepare(
@@ -64,6 +70,7 @@ def prepare(
     options: Resolved,
     catalog: Catalog | None = None,
     bring: Callable[[Iterable[Path]], None] = lambda files: None,
+    adapter: Adapter | None = None,
 ) -> Prepared:
     """Read what the source says of itself and plan the conversion.
 
@@ -72,6 +79,7 @@ def prepare(
         options: The options in force.
         catalog: Its tensors, where its shards are not in the folder.
         bring: Called with shards that must be read for the plan, seldom any.
+        adapter: What to add to the weights.
 
     Raises:
         SourceError: the source is damaged, incomplete or not one that can be converted.
@@ -82,11 +90,10 @@ def prepare(
     chat_template = disk.read_whole(template, FILE_LIMIT) if template else None
     if is_staging(source.path):
         raise SourceError(source.path, "is a conversion that was never finished", "run it again")
-    config = read_model_config(source.path)
-    catalog = read_catalog(source.path) if catalog is None else catalog
-    refuse_quantized(config, catalog)
+    opened = open_source(source.path, _choices(options), catalog)
+    config, catalog = opened.config, opened.catalog
     from_mlx = is_mlx(config, catalog.metadata)
-    if table.dequantize and not from_mlx:
+    if table.dequantize and not (from_mlx or "quantization_config" in config):
         raise UsageError(
             options.origin("convert.dequantize"),
             f"{source.path} is not an MLX folder, and in Hugging Face's layout already",
@@ -96,12 +103,14 @@ def prepare(
     # What an MLX folder holds is what mlx-lm computes with, whatever its config says.
     dtype = table.dtype or (None if from_mlx else source_dtype(config))
     try:
-        model_map = map_model(config, catalog, dtype, bring)
+        model_map = map_model(config, catalog, dtype, bring, adapter)
     except SourceError as error:
         if error.where != CONFIG:
             raise
         raise type(error)(source.path / CONFIG, error.what, error.mend) from error
-    beyond = check_tokenizer(source.path, embedding_rows(model_map)).beyond
+    model_map = replace(model_map, notes=(*opened.notes, *model_map.notes))
+    beyond = opened.check_tokenizer(embedding_rows(model_map))
+    files = with_eos_tokens(opened.files, source.path, config, options)
     if table.dequantize:
         model_map = hugging_face_layout(model_map)
         dtype = dtype or most_common_dtype(model_map)
@@ -109,13 +118,33 @@ def prepare(
     if dtype is not None:
         written_config |= {"torch_dtype": dtype, "dtype": dtype}
     warnings = (
+        *opened.warnings,
         *catalog.warnings,
         *_beyond_embeddings(beyond),
         *plan.warnings,
         *card_warnings(read_readme(source.path)),
     )
     return Prepared(
-        source, model_map, plan, written_config, dtype, chat_template, started, warnings
+        source,
+        model_map,
+        plan,
+        written_config,
+        dtype,
+        chat_template,
+        started,
+        warnings,
+        files,
+        opened.recognised,
+        adapter,
+    )
+
+
+def _choices(options: Resolved) -> Choices:
+    """What the options say of the source."""
+    overrides = Overrides(options.convert.softcap, options.convert.window_pattern)
+    tokenizer = options.tokenizer
+    return Choices(
+        options.model.step, overrides, tokenizer.pattern, tokenizer.trust_remote_code
     )
 
 

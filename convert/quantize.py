@@ -6,9 +6,16 @@ axis, so blocks are independent. Knows nothing of files or plans.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
 import mlx.core as mx
 
 from convert.plan import Quantization
+from convert.search import search
+
+Quantizer = Callable[[mx.array, Quantization, Sequence[mx.Stream]], tuple[mx.array, ...]]
+"""Makes codes, scales and, for `affine`, biases of a block of rows, on some streams."""
 
 # The exponent bits of each float, all set for infinities and NaN.
 _EXPONENTS = {
@@ -18,12 +25,15 @@ _EXPONENTS = {
 }
 
 
-def round_to_nearest(block: mx.array, quantization: Quantization) -> tuple[mx.array, ...]:
+def round_to_nearest(
+    block: mx.array, quantization: Quantization, streams: Sequence[mx.Stream] = ()
+) -> tuple[mx.array, ...]:
     """MLX's own quantizer: the largest and smallest weight of a group set scale and bias.
 
     Args:
         block: [..., rows, columns], floating.
         quantization: How to pack; its group size divides the columns.
+        streams: Not needed: it computes on the current one.
 
     Returns:
         Codes [..., rows, columns * bits / 32] uint32, scales and, for `affine`,
@@ -38,6 +48,10 @@ def round_to_nearest(block: mx.array, quantization: Quantization) -> tuple[mx.ar
         )
     )
     return packed
+
+
+QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType({"search": search, "rtn": round_to_nearest})
+"""What `convert.method` stands for."""
 
 
 def largest_exponent(block: mx.array) -> mx.array:

@@ -15,11 +15,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from checkpoint.adapters.adapter import Adapter
 from checkpoint.architecture.mapping import ModelMap
 from checkpoint.source import SourceFolder
 from configs import __version__
 from configs.quantization import ConvertTable
 from convert.plan import Plan
+from convert.source_forms import source_forms
 from convert.verify import FileDigest
 
 FILE = "conversion.json"
@@ -37,6 +39,8 @@ def make_receipt(
     shards: tuple[FileDigest, ...],
     files: tuple[FileDigest, ...],
     warnings: tuple[str, ...],
+    trust_remote_code: bool,
+    adapter: Adapter | None = None,
 ) -> dict[str, Any]:
     """The receipt's content.
 
@@ -50,6 +54,9 @@ def make_receipt(
         shards: The shards with their digests.
         files: All other files with theirs.
         warnings: What the user was warned of.
+        trust_remote_code: Whether code of the source's own was allowed to run; `notes` say
+            which was.
+        adapter: What was added to the weights.
     """
     quantized = [parameter for parameter in plan.parameters if parameter.quantization]
     return {
@@ -59,6 +66,7 @@ def make_receipt(
             "repo_id": source.repo_id,
             "commit": source.commit,
         },
+        **({} if adapter is None else {"adapter": _adapter(adapter)}),
         "architecture": model_map.architecture,
         "options": {
             "quantize": table.quantize,
@@ -74,6 +82,7 @@ def make_receipt(
                 else {}
             ),
             "dtype": dtype,
+            "trust_remote_code": trust_remote_code,
             "max_shard_size": table.max_shard_size,
             "layers": [asdict(rule) for rule in table.layers],
         },
@@ -91,10 +100,21 @@ def make_receipt(
             for parameter in plan.parameters
             if parameter.note
         ],
+        "source_quantization": source_forms(plan.parameters, model_map.recipes),
         "dropped": [asdict(dropped) for dropped in model_map.dropped],
         "notes": list(model_map.notes),
         "warnings": list(warnings),
         "expected_peak_memory_bytes": plan.expected_peak_bytes,
+    }
+
+
+def _adapter(adapter: Adapter) -> dict[str, Any]:
+    return {
+        "given": str(adapter.path),
+        "format": adapter.format,
+        "base": adapter.base,
+        "modules": len(adapter.pairs),
+        "sha256": adapter.digest,
     }
 
 

@@ -19,7 +19,7 @@ from typing import Protocol
 import mlx.core as mx
 
 from checkpoint import disk
-from checkpoint.architecture.packed import Dequantize
+from checkpoint.architecture.kept import Kept, kept
 from checkpoint.architecture.reader import TensorReader
 from checkpoint.architecture.recipes import Recipe
 from configs.errors import DiskError, SourceError
@@ -27,7 +27,7 @@ from convert.blocks import Block, Blocks
 from convert.journal import Journal
 from convert.plan import Parameter, Shard
 from convert.planner import BLOCK_BYTES
-from convert.quantize import is_finite, largest_exponent, round_to_nearest
+from convert.quantize import Quantizer, is_finite, largest_exponent
 from convert.schedule import Turn
 from convert.shard_file import ShardFiles, as_stored
 
@@ -85,6 +85,7 @@ class _Made:
 def stream_tensors(
     blocks: Blocks,
     recipes: Mapping[str, Recipe],
+    quantizer: Quantizer,
     journal: Journal,
     files: ShardFiles,
     progress: Progress,
@@ -96,6 +97,7 @@ def stream_tensors(
     Args:
         blocks: What to make.
         recipes: How each parameter is made.
+        quantizer: Packs what is to be quantized.
         journal: Which blocks are finished; told of every block that is written.
         files: The staged shards.
         progress: Called after every block.
@@ -118,7 +120,7 @@ def stream_tensors(
             if not left[shard.file]:
                 _finish(shard, blocks, journal, files, finished)
         with TensorReader() as reader:
-            for made in _compute(blocks, recipes, journal, reader, supply):
+            for made in _compute(blocks, recipes, quantizer, journal, reader, supply):
                 shard = blocks.shard_of(made.block.parameter)
                 _write(made, shard, files, journal)
                 progress(made.block.parameter.name, made.block.nbytes)
@@ -137,6 +139,7 @@ def stream_tensors(
 def _compute(
     blocks: Blocks,
     recipes: Mapping[str, Recipe],
+    quantizer: Quantizer,
     journal: Journal,
     reader: TensorReader,
     supply: Supply,
@@ -158,11 +161,14 @@ def _compute(
                 yield waiting.popleft()
             supply.fetch(turn.fetch)
         recipe = recipes[turn.name]
-        for block in blocks.of(unfinished[turn.name]):
+        parameter = unfinished[turn.name]
+        keeps = parameter.quantization and parameter.operation != "quantize"
+        parts = kept(recipe) if keeps else None
+        for block in blocks.of(parameter):
             if journal.has(block):
                 continue
             with mx.stream(next(streams)):
-                waiting.append(_make(block, recipe, reader))
+                waiting.append(_make(block, recipe, parts, quantizer, own, reader))
             if len(waiting) > len(own):
                 yield waiting.popleft()
         recipe.release()
@@ -174,16 +180,23 @@ def _compute(
     yield from waiting
 
 
-def _make(block: Block, recipe: Recipe, reader: TensorReader) -> _Made:
-    """Set a block's computation going."""
+def _make(
+    block: Block,
+    recipe: Recipe,
+    parts: Kept | None,
+    quantizer: Quantizer,
+    streams: Sequence[mx.Stream],
+    reader: TensorReader,
+) -> _Made:
+    """Set a block's computation going; with `parts`, the codes are the source's own."""
     quantization = block.parameter.quantization
     made: tuple[mx.array, ...]
-    if quantization and isinstance(recipe, Dequantize) and block.parameter.operation != "quantize":
-        made = recipe.read_packed(block.box, reader)
+    if parts is not None:
+        made = parts.read(block.box, reader)
         values = made[-1]
     else:
         values = recipe.read(block.box, reader)
-        made = round_to_nearest(values, quantization) if quantization else (values,)
+        made = quantizer(values, quantization, streams) if quantization else (values,)
     # A group that spans more than its dtype holds has no finite scale.
     affine = quantization is not None and quantization.mode == "affine"
     exponents = (largest_exponent(values), largest_exponent(made[1] if affine else values))

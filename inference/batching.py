@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from inference.cache import SequenceCache
 from inference.positions import Positions
-from inference.slots import Layer, batched, unbatched
+from inference.slots import STEP, Layer, batched, unbatched
 
 _FREE = -1
 _GAPS = 4  # closed once one slot in so many is free
@@ -44,6 +44,11 @@ class BatchCache:
     def layers(self) -> list[Any]:
         """What to call the model with, after `begin`."""
         return [layer.entry for layer in self._layers]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence."""
+        return max((0, *self._lengths))
 
     @property
     def slots(self) -> int:
@@ -94,10 +99,18 @@ class BatchCache:
         self._lengths = [length if length == _FREE else length + 1 for length in self._lengths]
         return self.layers
 
-    def close_gaps(self) -> dict[int, int]:
-        """Give up free slots where there are many; the others' new numbers by their old ones."""
+    def close_gaps(self, joining: int = 0, tokens: int = 0) -> dict[int, int]:
+        """Give up free slots where they cost much; give the others' new numbers by their old ones.
+
+        Args:
+            joining: Sequences about to join, which take free slots.
+            tokens: Of the longest sequence to come; where it needs more room than the slots
+                have, none is left free to need it too.
+        """
         kept = [slot for slot, length in enumerate(self._lengths) if length != _FREE]
-        if len(kept) > self.slots * (_GAPS - 1) / _GAPS:
+        spare = self.slots - len(kept) - joining
+        grows = -(-tokens // STEP) > -(-max(self._lengths, default=0) // STEP)
+        if spare <= 0 or (spare < self.slots / _GAPS and not grows):
             return {slot: slot for slot in kept}
         self._lengths = [self._lengths[slot] for slot in kept]
         if not kept:

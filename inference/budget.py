@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from configs.errors import GenerationError
-from inference.cache import SequenceCache
+from inference.cache import KvForm, SequenceCache
 from inference.slots import STEP
 
 PIECE_TOKENS = 2048  # of a prompt, read at once
@@ -106,9 +106,12 @@ def _bytes(layer: LayerCost, tokens: int, more: int) -> int:
     return layer.fixed + layer.per_token * held
 
 
-def measure(model: nn.Module, kv_bits: int | None = None) -> CacheCost:
-    """What a model's caches take, from one that has read two tokens."""
-    cache = SequenceCache(model, kv_bits)
+def measure(model: nn.Module, form: KvForm | None = None) -> CacheCost:
+    """What a model's caches take, from one that has read two tokens.
+
+    One that is brought to fewer bits later on is taken for what it is before.
+    """
+    cache = SequenceCache(model, form)
     for _ in range(2):
         model(mx.array([[0]]), cache=cache.layers)
         cache.advance(1)

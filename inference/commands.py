@@ -1,4 +1,4 @@
-"""The three things that `infer` does once its flags are right: answer, run a batch, score.
+"""What `infer` does once its flags are right: answer, chat, run a batch, score.
 
 Owns the order of each: what can be refused is refused before the weights are read. What
 is printed is the renderers' to say.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from inference.inputs import read_ids, read_prompt
 
 if TYPE_CHECKING:
     from configs.resolve import Layers, Resolved
+    from inference.events import Event
     from inference.score import Score
     from inference.session import Session
     from inference.statistics import Run
@@ -43,6 +45,7 @@ def answer(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     from inference.session import describe_run
     from inference.statistics import describe, describe_several
     from inference.terminal import Output
+    from inference.thoughts import for_person, warned
 
     about = describe_run(name, loaded)
     asked = Asked(
@@ -51,7 +54,12 @@ def answer(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     render = choose(stream=args.stream, as_json=args.json)
     with wired(loaded.placement), allocating():
         engine = session.engine(loaded, min(len(requests), _ANSWERS_AT_ONCE))
-        finished = render(engine.run(requests), Output.stdout(), asked)
+        events: Iterable[Event] = engine.run(requests)
+        if args.json:
+            events = warned(events, requests)
+        else:
+            events = for_person(events, requests, quiet=args.quiet)
+        finished = render(events, Output.stdout(), asked)
     if not args.quiet:
         sampling = requests[0].options.sampling
         seed = None if sampling.greedy else sampling.seed
@@ -87,6 +95,32 @@ def batch(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
             quiet=args.quiet,
         )
     return 1 if failed else 0
+
+
+def chat(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
+    """A conversation, on a terminal or from a pipe."""
+    name, session = open_model(args, layers, settings)
+    if session.template is None:
+        where, mend = str(session.folder.path), "set tokenizer.chat_template, or use --raw --prompt"
+        raise RequestError(where, "has no chat template", mend)
+    # How long the conversation becomes is not known.
+    loaded = load_model(args, session, session.context or 0)
+
+    from inference.chat.run import run_chat
+    from inference.device import wired
+    from inference.session import describe_run
+
+    with wired(loaded.placement):
+        run_chat(
+            session,
+            loaded,
+            describe_run(name, loaded),
+            as_json=args.json,
+            quiet=args.quiet,
+            file=None if args.session is None else Path(args.session),
+            with_cache=args.save_cache,
+        )
+    return 0
 
 
 def score(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:

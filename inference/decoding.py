@@ -7,7 +7,7 @@ or of what a token means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -19,6 +19,8 @@ from inference.cache import SequenceCache
 from inference.logprobs import Logprobs, logprobs
 from inference.rows import Drawn, Row
 from inference.sampler import sample_rows
+
+Between = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,13 @@ class Step:
 class Decoder(Protocol):
     """Decodes the rows that are ready."""
 
-    def step(self, rows: Sequence[Row]) -> Step:
-        """Begin a step of these rows."""
+    def step(self, rows: Sequence[Row], before_drawing: Between | None = None) -> Step:
+        """Begin a step of these rows.
+
+        Args:
+            rows: Those that are going.
+            before_drawing: Called while the device works on the logits.
+        """
 
     def leave(self, row: Row) -> None:
         """A row needs no more steps."""
@@ -70,9 +77,9 @@ class OneByOne:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
 
-    def step(self, rows: Sequence[Row]) -> Step:
+    def step(self, rows: Sequence[Row], before_drawing: Between | None = None) -> Step:
         logits = [forward(self._model, row) for row in rows]
-        return _draw(rows, mx.stack(logits), len(rows))
+        return _draw(rows, mx.stack(logits), len(rows), before_drawing)
 
     def leave(self, row: Row) -> None:
         row.cache = None
@@ -97,15 +104,16 @@ class Together:
         self._rows: dict[int, Row] = {}
         self._nothing = mx.zeros((1,), mx.uint32)
 
-    def step(self, rows: Sequence[Row]) -> Step:
+    def step(self, rows: Sequence[Row], before_drawing: Between | None = None) -> Step:
         first = [row for row in rows if row.slot is None and own_cache(row).length == 0]
         self._join([row for row in rows if row.slot is None and row not in first])
+        self._close_gaps(tokens=self._batch.longest + 1)
         together = [row for row in rows if row.slot is not None]
         logits = [forward(self._model, row)[None] for row in first]
         if together:
             logits.append(self._forward(together))
         found = logits[0] if len(logits) == 1 else mx.concatenate(logits)
-        return _draw([*first, *together], found, len(logits))
+        return _draw([*first, *together], found, len(logits), before_drawing)
 
     def leave(self, row: Row) -> None:
         row.cache = None
@@ -118,7 +126,10 @@ class Together:
         return own_cache(row) if row.slot is None else self._batch.read(row.slot)
 
     def settle(self) -> None:
-        moved = self._batch.close_gaps()
+        self._close_gaps()
+
+    def _close_gaps(self, joining: int = 0, tokens: int = 0) -> None:
+        moved = self._batch.close_gaps(joining, tokens)
         self._rows = {moved[slot]: row for slot, row in self._rows.items()}
         for slot, row in self._rows.items():
             row.slot = slot
@@ -126,7 +137,9 @@ class Together:
     def _join(self, rows: Sequence[Row]) -> None:
         if not rows:
             return
-        slots = self._batch.join([own_cache(row) for row in rows])
+        caches = [own_cache(row) for row in rows]
+        self._close_gaps(len(rows), max(cache.length for cache in caches))
+        slots = self._batch.join(caches)
         for slot, row in zip(slots, rows, strict=True):
             row.slot, row.cache = slot, None
             self._rows[slot] = row
@@ -159,8 +172,13 @@ def own_cache(row: Row) -> SequenceCache:
     return row.cache
 
 
-def _draw(rows: Sequence[Row], logits: mx.array, passes: int) -> Step:
+def _draw(
+    rows: Sequence[Row], logits: mx.array, passes: int, before: Between | None = None
+) -> Step:
     """Draw each row's next token from logits [rows, vocabulary], and set the device to work."""
+    if before is not None:
+        mx.async_eval(logits)
+        before()
     tokens = sample_rows([row.sampler for row in rows], logits)
     totals = mx.logsumexp(logits.astype(mx.float32), axis=-1)
     asked = [row.request.options.logprobs for row in rows]

@@ -5,8 +5,8 @@ looks at the one before, takes in requests that wait as memory allows, and reads
 of their prompts: a small one while answers run, so that a long prompt never stalls them.
 What a request gives does not depend on the others.
 
-Knows token ids, never text formats: a `Reader` makes text of them and says when a
-stop string ends an answer.
+Knows token ids, never text formats: a `Reader` makes text of them, says when a stop
+string ends an answer and, where it has a form, what the next token may be.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import mlx.nn as nn
 
 from configs.errors import FerryError
 from inference.budget import PIECE_TOKENS, Budget, measure
-from inference.cache import Held, SequenceCache
+from inference.cache import Held, KvForm, SequenceCache
 from inference.decoding import Decoder, OneByOne, Step, Together, own_cache
 from inference.events import Event, Failed, Finished, Started, Timings, Usage
 from inference.prefill import Prefill
@@ -44,6 +44,7 @@ class _Waiting:
 
     request: TokenRequest
     given: Held | None
+    look_at: int | None = None
 
 
 @dataclass
@@ -54,6 +55,7 @@ class Engine:
         model: Called with token ids [rows, n] and a cache; gives logits [rows, n, vocabulary].
         make_reader: Makes the reader of a request.
         kv_bits: Of the KV cache; None keeps it in the compute dtype.
+        kv_start: Tokens that the cache holds before it is brought to `kv_bits`.
         attention_heads: Query heads of a layer, where attention is not fused: prompts are
             then read in pieces small enough for its scores. None where it is.
         max_rows: Answers under way at once.
@@ -64,6 +66,7 @@ class Engine:
     model: nn.Module
     make_reader: Callable[[TokenRequest], Reader]
     kv_bits: int | None = None
+    kv_start: int = 0
     attention_heads: int | None = None
     max_rows: int = 1
     budget_bytes: int | None = None
@@ -83,6 +86,7 @@ class Engine:
         *,
         keep: bool = False,
         look: Callable[[SequenceCache], None] | None = None,
+        look_at: int | None = None,
     ) -> None:
         """Take a request; it starts when there is room.
 
@@ -93,8 +97,9 @@ class Engine:
             keep: Hold the request's own cache for `take_cache`.
             look: Shown the cache once it has read the prompt but for its last token; it may
                 copy it, and not change it.
+            look_at: Show it after so many tokens of the prompt too.
         """
-        self._waiting.append(_Waiting(request, given))
+        self._waiting.append(_Waiting(request, given, look_at))
         if keep:
             self._kept[request.id] = None
         if look is not None:
@@ -149,17 +154,40 @@ class Engine:
         """Give the device the next step of all, then look at the one before."""
         going = [row for row in self._rows if row.going]
         before, self._begun = self._begun, None
+        guided = [row for row in going if row.reader.guides]
+        events: list[Event] = []
+
+        def look() -> None:
+            events.extend(self._look(before))
+            for row in guided:
+                events.extend(self._guide(row))
+
         if going:
             if not self._waiting and all(row.ready for row in self._rows):
                 self._decoder.settle()
-            self._begun = self._decoder.step(going)
+            self._begun = self._decoder.step(going, look if guided else None)
             self.throughput.passes += self._begun.passes
+        if not guided:
+            look()
+        return events
+
+    def _look(self, begun: Step | None) -> list[Event]:
+        """Wait for a step, and say what its tokens mean."""
         events: list[Event] = []
-        for row, drawn in before.read() if before is not None else ():
+        for row, drawn in begun.read() if begun is not None else ():
             if not row.over:
                 self.throughput.answer_tokens += 1
                 events += self._work(row, partial(row.take, drawn))
         return events
+
+    def _guide(self, row: Row) -> list[Event]:
+        """Let a row draw only what its reader allows after the tokens that it knows."""
+
+        def ask() -> list[Event]:
+            row.sampler.allowed = row.reader.allowed()
+            return []
+
+        return [] if row.over else self._work(row, ask)
 
     def _admit(self) -> list[Event]:
         """Take in what waits, in order, as far as there is room."""
@@ -168,15 +196,21 @@ class Engine:
             request = self._waiting[0].request
             if not self._fits(request) and self._rows:
                 break
-            given = self._waiting.popleft().given
+            waiting = self._waiting.popleft()
             if not self._fits(request):
                 self._prefill.prefixes.clear()
             if self._budget is not None and not self._fits(request):
                 refusal = self._budget.refusal(len(request.prompt), request.length)
                 events.append(Failed(request.id, refusal))
                 continue
-            sampler, reader = Sampler.of(request), self.make_reader(request)
-            self._rows.append(Row(request, sampler, reader, time.perf_counter(), given))
+            try:
+                sampler, reader = Sampler.of(request), self.make_reader(request)
+            except FerryError as error:
+                events.append(Failed(request.id, error))
+                continue
+            row = Row(request, sampler, reader, time.perf_counter(), waiting.given)
+            row.look_at = waiting.look_at
+            self._rows.append(row)
             events.append(Started(request.id, len(request.prompt)))
         self.throughput.most_rows = max(self.throughput.most_rows, len(self._rows))
         return events
@@ -206,6 +240,8 @@ class Engine:
                 row.leave_at = None
         if row.unread:
             self.throughput.prompt_tokens += self._prefill.read(row, most)
+            if row.read == row.look_at and (look := self._lookers.get(row.request.id)):
+                look(own_cache(row))
         if not row.unread and (look := self._lookers.pop(row.request.id, None)):
             look(own_cache(row))
         return []
@@ -258,7 +294,7 @@ class Engine:
 
     @cached_property
     def _prefill(self) -> Prefill:
-        return Prefill(self.model, self.kv_bits, self.attention_heads)
+        return Prefill(self.model, KvForm(self.kv_bits, self.kv_start), self.attention_heads)
 
     @cached_property
     def _decoder(self) -> Decoder:
@@ -275,5 +311,5 @@ class Engine:
     def _budget(self) -> Budget | None:
         if self.budget_bytes is None:
             return None
-        cost = measure(self.model, self.kv_bits)
+        cost = measure(self.model, KvForm(self.kv_bits, self.kv_start))
         return Budget(self.budget_bytes, cost, isinstance(self._decoder, Together))

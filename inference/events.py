@@ -53,6 +53,21 @@ class Delta:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """What a model said beside the answer's text.
+
+    Attributes:
+        request: Its id.
+        kind: "thinking", a piece of what it thinks; "call", a whole call of a tool.
+        text: As it said it; a call with its markers.
+    """
+
+    request: str
+    kind: Literal["answer", "thinking", "call"]
+    text: str
+
+
+@dataclass(frozen=True)
 class Token:
     """One token that the model produced, for a request that asks for log-probabilities.
 
@@ -91,4 +106,4 @@ class Failed:
     error: FerryError
 
 
-Event = Started | Delta | Token | Finished | Failed
+Event = Started | Delta | Aside | Token | Finished | Failed

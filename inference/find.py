@@ -7,6 +7,7 @@ source itself. Says what a user should know of the model on the way.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,7 +51,19 @@ def load_model(args: argparse.Namespace, session: Session, length: int) -> Loade
     loaded = session.load(args.device, args.dtype, length)
     if (advice := loaded.placement.advice(loaded.dtype)) is not None and not args.quiet:
         warn(advice)
+    if loaded.kept_cache and not args.quiet:
+        note(_kept_cache(loaded.kept_cache))
     return loaded
+
+
+def _kept_cache(kept: Mapping[int, str]) -> str:
+    """Which layers `--kv-bits` leaves as they are."""
+    kinds = dict.fromkeys(kept.values())
+    told = [
+        f"{', '.join(str(layer) for layer, found in kept.items() if found == kind)} ({kind})"
+        for kind in kinds
+    ]
+    return f"--kv-bits leaves these layers as they are: {'; '.join(told)}"
 
 
 def recommended(args: argparse.Namespace, layers: Layers, settings: Resolved) -> Resolved:

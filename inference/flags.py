@@ -75,6 +75,25 @@ GENERATE_FLAGS: Mapping[str, KeyFlag] = MappingProxyType(
             "generate.logprobs",
             "with --json: log-probability of each token, and of N others at its place",
         ),
+        "--thinking": KeyFlag(
+            "generate.thinking",
+            "what to do with the model's thinking: show or fold it on stderr, hide it, or turn it"
+            " off (default: show)",
+        ),
+        "--thinking-budget": KeyFlag(
+            "generate.thinking_budget", "end the thinking after so many tokens"
+        ),
+        "--tools": KeyFlag(
+            "generate.tools", "JSON list of tools that the model may call, in OpenAI's form"
+        ),
+        "--json-schema": KeyFlag(
+            "generate.json_schema", "answer with JSON that this schema allows"
+        ),
+        "--regex": KeyFlag("generate.regex", "answer with a text that this matches, all of it"),
+        "--choice": KeyFlag("generate.choice", "answer with this text or another; repeated"),
+        "--calculator": KeyFlag(
+            "generate.calculator", "work out the expressions of a nanochat model as it asks for it"
+        ),
         "--n": KeyFlag("generate.n", "how many answers to give", "-n"),
     }
 )
@@ -108,6 +127,30 @@ def parser() -> Parser:
         "--load-bits",
         key="memory.load_bits",
         help="quantize weights that are not quantized when they are read",
+    )
+    add_key(
+        group,
+        "--context",
+        key="memory.context",
+        help="most tokens of prompt and answer together (default: the model's own limit)",
+    )
+    add_key(
+        group,
+        "--kv-bits",
+        key="memory.kv_bits",
+        help="keep the KV cache at this many bits in the layers that allow it: 4 or 8",
+    )
+    add_key(
+        group,
+        "--kv-start",
+        key="memory.kv_start",
+        help="with --kv-bits: quantize the KV cache once it holds so many tokens",
+    )
+    add_key(
+        group,
+        "--memory-limit",
+        key="memory.limit",
+        help="most memory for weights, KV caches and the rest, such as 12GB",
     )
     group.add_argument(
         "--dtype",
@@ -145,6 +188,20 @@ def parser() -> Parser:
         "--batch-size",
         key="memory.batch_size",
         help="most answers at once; fewer where memory is short",
+    )
+    group = made.group("chat")
+    group.add_argument(
+        "--chat",
+        action="store_true",
+        help="talk with the model; from a pipe, a turn a line. /help lists the commands",
+    )
+    group.add_argument(
+        "--session", metavar="FILE", help="go on with this saved chat, and save every turn there"
+    )
+    group.add_argument(
+        "--save-cache",
+        action="store_true",
+        help="beside a saved chat keep its KV cache, so that it opens without being read again",
     )
     group = made.group("scoring")
     group.add_argument(

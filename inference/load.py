@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,11 @@ from checkpoint.architecture.config_values import untagged
 from checkpoint.architecture.mlx_lm_models import load_classes
 from checkpoint.folder import CONFIG, is_mlx, is_staging
 from checkpoint.model_config import read_model_config
-from checkpoint.quantized_source import refuse_quantized
 from checkpoint.shards import read_catalog
 from checkpoint.tensors import Catalog
 from configs.errors import ArchitectureError, ModelConfigError, SourceError, UsageError
 from inference.device import Placement, cast, parameters
-from inference.plain import fill_by_recipes, pack_placeholders
+from inference.plain import fill_by_recipes, pack_as_kept, pack_placeholders
 from inference.weights import fill, quantize_layers, read_weights
 
 if TYPE_CHECKING:
@@ -37,6 +36,7 @@ _CONTEXT_KEYS = (
     "seq_length",
     "n_ctx",
 )
+_POSITIONS = ("wpe.weight",)  # as GPT-2 and those after it name the table of them
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,14 @@ class ModelFolder:
     @property
     def context(self) -> int | None:
         """Most tokens that the model was made for; None if it does not say."""
-        return _integer(self.config, *_CONTEXT_KEYS)
+        told, positions = _integer(self.config, *_CONTEXT_KEYS), self.positions
+        return told if positions is None else min(told or positions, positions)
+
+    @property
+    def positions(self) -> int | None:
+        """Positions that the model has learned one by one, and can't read beyond; None if none."""
+        found = (ref.shape for name, ref in self.catalog.items() if name.endswith(_POSITIONS))
+        return next((shape[0] for shape in found if shape), None)
 
     @property
     def vocabulary(self) -> int:
@@ -95,6 +102,8 @@ class LoadedModel:
         placement: Where it runs.
         dtype: The float type that it computes in.
         seconds: What loading took.
+        kept_cache: Layers whose KV cache is not quantized though that was asked for, and what
+            they keep.
     """
 
     model: nn.Module
@@ -102,6 +111,12 @@ class LoadedModel:
     placement: Placement
     dtype: str
     seconds: float
+    kept_cache: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights as they are in memory."""
+        return sum(value.nbytes for value in parameters(self.model).values())
 
     @property
     def score_heads(self) -> int | None:
@@ -148,7 +163,6 @@ def _mapped(
     """A folder whose names and config are carried over as `convert` does."""
     from checkpoint.architecture.mapping import map_model
 
-    refuse_quantized(config, catalog)
     try:
         mapped = map_model(config, catalog)
     except SourceError as error:
@@ -157,6 +171,8 @@ def _mapped(
         raise type(error)(path / CONFIG, error.what, error.mend) from error
     if load_bits is not None:
         pack_placeholders(mapped.model, load_bits)
+    else:
+        pack_as_kept(mapped)
     return ModelFolder(path, mapped.config, catalog, mapped)
 
 

@@ -43,6 +43,7 @@ MODES: Mapping[str, Mode] = MappingProxyType(
         "stream": Mode("`--stream`", "--stream as text"),
         "json": Mode("`--json`", "--json"),
         "stream json": Mode("`--stream` `--json`", "--stream --json"),
+        "chat": Mode("`--chat`", "--chat"),
         "batch": Mode("`--batch`", "--batch"),
         "score": Mode("`--score`", "--score", answers=False),
     }
@@ -50,7 +51,7 @@ MODES: Mapping[str, Mode] = MappingProxyType(
 
 EVERYWHERE = frozenset(MODES)
 ANSWERS = frozenset(name for name, mode in MODES.items() if mode.answers)
-_ONE = ANSWERS - {"batch"}
+_ONE = ANSWERS - {"batch", "chat"}
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,16 @@ class Option:
 # Those of [generate] that are not for every answer.
 _NARROWER = {
     "--logprobs": (frozenset({"json", "stream json", "batch"}), "add --json"),
-    "--n": (ANSWERS - {"stream"}, "add --json, or leave --stream out"),
+    "--n": (ANSWERS - {"stream", "chat"}, "add --json, or leave --stream out"),
 }
 
 OPTIONS: tuple[Option, ...] = (
     Option("--model", EVERYWHERE),
     Option("--load-bits", EVERYWHERE, "memory.load_bits"),
+    Option("--context", EVERYWHERE, "memory.context"),
+    Option("--kv-bits", EVERYWHERE, "memory.kv_bits"),
+    Option("--kv-start", EVERYWHERE, "memory.kv_start"),
+    Option("--memory-limit", EVERYWHERE, "memory.limit"),
     Option("--device", EVERYWHERE),
     Option("--dtype", EVERYWHERE),
     Option("--config", EVERYWHERE),
@@ -106,7 +111,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--prompt", _ONE | {"score"}),
     Option("--prompt-file", _ONE),
     Option("--system", ANSWERS, "generate.system"),
-    Option("--raw", ANSWERS),
+    Option("--raw", ANSWERS - {"chat"}),
     *(
         Option(name, ANSWERS, flag.key)
         for name, flag in GENERATE_FLAGS.items()
@@ -116,6 +121,10 @@ OPTIONS: tuple[Option, ...] = (
         Option(name, modes, GENERATE_FLAGS[name].key, mend)
         for name, (modes, mend) in _NARROWER.items()
     ),
+    *(
+        Option(name, frozenset({"chat"}), mend="add --chat")
+        for name in ("--session", "--save-cache")
+    ),
     *(Option(name, frozenset({"batch"}), mend="add --batch") for name in ("--output", "--force")),
     Option("--batch-size", frozenset({"batch"}), "memory.batch_size", "add --batch"),
     *(
@@ -124,12 +133,13 @@ OPTIONS: tuple[Option, ...] = (
     ),
     # What makes the modes themselves.
     Option("--stream", frozenset({"stream", "stream json"})),
-    Option("--json", frozenset({"json", "stream json", "score"})),
+    Option("--json", frozenset({"json", "stream json", "chat", "score"})),
+    Option("--chat", frozenset({"chat"})),
     Option("--batch", frozenset({"batch"})),
     Option("--score", frozenset({"score"})),
 )
 
-_MAKE_MODES = ("--stream", "--json", "--batch", "--score")
+_MAKE_MODES = ("--stream", "--json", "--chat", "--batch", "--score")
 
 
 def mode_of(args: Namespace) -> str:
@@ -138,6 +148,8 @@ def mode_of(args: Namespace) -> str:
         return "score"
     if args.batch is not None:
         return "batch"
+    if args.chat:
+        return "chat"
     words = [name for name in ("stream", "json") if getattr(args, name)]
     return " ".join(words) or "text"
 

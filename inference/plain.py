@@ -12,9 +12,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from checkpoint.architecture.kept import kept
 from checkpoint.architecture.mapping import ModelMap
 from checkpoint.architecture.reader import TensorReader
-from checkpoint.architecture.recipes import whole
+from checkpoint.architecture.recipes import Recipe, whole
+from checkpoint.packing import Quantization
 from configs.errors import UsageError
 from inference.device import parameters
 
@@ -43,6 +45,19 @@ def pack_placeholders(model: nn.Module, bits: int) -> None:
         )
 
 
+def pack_as_kept(mapped: ModelMap) -> None:
+    """Replace the layers whose codes the source has by quantized ones that take them."""
+    forms = mapped.packed
+
+    def chosen(path: str, module: nn.Module) -> bool | dict[str, Any]:
+        if path not in forms or not hasattr(module, "to_quantized"):
+            return False
+        return forms[path].as_config()
+
+    if forms:
+        nn.quantize(mapped.model, class_predicate=chosen)
+
+
 def fill_by_recipes(mapped: ModelMap) -> nn.Module:
     """Read every parameter of a mapped checkpoint into its model.
 
@@ -59,11 +74,11 @@ def fill_by_recipes(mapped: ModelMap) -> nn.Module:
     filled: dict[str, mx.array] = {}
     with TensorReader() as reader:
         for name, recipe in mapped.recipes.items():
-            value = recipe.read(whole(recipe.shape), reader)
             path, _, leaf = name.rpartition(".")
-            made = {name: value}
             if leaf == "weight" and f"{path}.scales" in wanted:
-                made = _packed(path, value, modules[path])
+                made = _packed(path, _parts(recipe, modules[path], reader))
+            else:
+                made = {name: recipe.read(whole(recipe.shape), reader)}
             mx.eval(made)
             filled |= made
             recipe.release()
@@ -72,7 +87,16 @@ def fill_by_recipes(mapped: ModelMap) -> nn.Module:
     return model
 
 
-def _packed(path: str, value: mx.array, module: nn.Module) -> dict[str, mx.array]:
-    parts = mx.quantize(value, module.group_size, module.bits, mode=module.mode)
+def _parts(recipe: Recipe, module: nn.Module, reader: TensorReader) -> tuple[mx.array, ...]:
+    """Codes, scales and perhaps biases: the source's own where they are of the module's form."""
+    found = kept(recipe)
+    form = Quantization(module.bits, module.group_size, module.mode)
+    if found is not None and found.form == form:
+        return found.read(whole(recipe.shape), reader)
+    value = recipe.read(whole(recipe.shape), reader)
+    return tuple(mx.quantize(value, module.group_size, module.bits, mode=module.mode))
+
+
+def _packed(path: str, parts: tuple[mx.array, ...]) -> dict[str, mx.array]:
     leaves = ("weight", "scales", "biases")[: len(parts)]
     return {f"{path}.{leaf}": part for leaf, part in zip(leaves, parts, strict=True)}

@@ -12,7 +12,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from inference.budget import PIECE_TOKENS
-from inference.cache import SequenceCache
+from inference.cache import KvForm, SequenceCache
 from inference.decoding import own_cache
 from inference.prefixes import Prefixes, where_to_leave
 from inference.rows import Row
@@ -35,14 +35,14 @@ class Prefill:
 
     Args:
         model: Called with token ids [1, n] and a cache.
-        kv_bits: Of the caches.
+        form: Of the caches.
         attention_heads: As for the engine.
     """
 
-    def __init__(self, model: nn.Module, kv_bits: int | None, attention_heads: int | None) -> None:
+    def __init__(self, model: nn.Module, form: KvForm, attention_heads: int | None) -> None:
         self.prefixes = Prefixes()
         self._model = model
-        self._kv_bits = kv_bits
+        self._form = form
         self._attention_heads = attention_heads
 
     def begin(self, row: Row, waiting: Iterable[tuple[int, ...]]) -> None:
@@ -55,7 +55,7 @@ class Prefill:
         prompt, others = row.request.prompt, list(waiting)
         cache = None if row.given is None else row.given.begin(prompt)
         cache = cache or self.prefixes.longest(prompt)
-        row.cache = cache or SequenceCache(self._model, self._kv_bits)
+        row.cache = cache or SequenceCache(self._model, self._form)
         row.given = None
         row.read = row.cached = row.cache.length
         row.leave_at = where_to_leave(prompt, row.read, others)
@@ -67,8 +67,9 @@ class Prefill:
         """
         cache, prompt = own_cache(row), row.request.prompt
         count = min(row.unread, most, prefill_tokens(row.read, self._attention_heads))
-        if row.leave_at is not None and row.leave_at > row.read:
-            count = min(count, row.leave_at - row.read)
+        for place in (row.leave_at, row.look_at, cache.changes_at):
+            if place is not None and place > row.read:
+                count = min(count, place - row.read)
         piece = prompt[row.read : row.read + count]
         self._model(mx.array([piece]), cache=cache.layers)
         cache.advance(count)

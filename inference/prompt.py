@@ -11,9 +11,13 @@ from dataclasses import replace
 
 from configs.checks import shown
 from configs.errors import RequestError
+from inference.reading import sections_of
 from inference.request import Request, TokenRequest
+from inference.sections import Sections
 from inference.template import ChatTemplate
+from inference.thinking import switch_variables
 from inference.tokenizer import Tokenizer
+from inference.tools import check_tools
 
 _NEWLINES = ("\n", "Ċ", "<0x0A>")  # as plain, byte-level and byte-fallback vocabularies write it
 
@@ -50,10 +54,14 @@ def tokenize(
     stop_ids = frozenset(_stop_tokens(request.options.stop_token, tokenizer, vocabulary))
     if not request.options.ignore_eos:
         stop_ids |= own
+    if request.options.calculator:
+        from inference.calculator import find_marks
+
+        find_marks(tokenizer)
     said = sum(len(message.content) for message in request.messages) + len(request.text)
     tokenizer.check_length(said, context)
-    ids = _encode(request, tokenizer, template)
     options = request.options
+    ids, sections = _encode(request, tokenizer, template)
     if may_lower_max_tokens and context is not None and len(ids) < context:
         options = replace(options, max_tokens=min(options.max_tokens, context - len(ids)))
     _check_budget(len(ids), options.max_tokens, context)
@@ -61,12 +69,17 @@ def tokenize(
     if options.sampling.xtc_probability > 0:
         newlines = {found for text in _NEWLINES if (found := tokenizer.id_of(text)) is not None}
         exempt = stop_ids | own | newlines
-    return TokenRequest(request.id, tuple(ids), options, stop_ids, exempt)
+    return TokenRequest(request.id, tuple(ids), options, stop_ids, exempt, sections=sections)
 
 
-def _encode(request: Request, tokenizer: Tokenizer, template: ChatTemplate | None) -> list[int]:
+def _encode(
+    request: Request, tokenizer: Tokenizer, template: ChatTemplate | None
+) -> tuple[list[int], Sections | None]:
+    options = request.options
     if not request.messages:
-        return tokenizer.encode_text(request.text)
+        if options.tools is not None:
+            raise RequestError("tools", "need a chat template", "leave them out")
+        return tokenizer.encode_text(request.text), None
     if template is None:
         raise RequestError(
             "--prompt",
@@ -78,9 +91,14 @@ def _encode(request: Request, tokenizer: Tokenizer, template: ChatTemplate | Non
         request.messages,
         control=control,
         special=tokenizer.special(),
-        variables=tokenizer.special_tokens,
+        variables={
+            **tokenizer.special_tokens,
+            **switch_variables(options.thinking, template.variables),
+        },
+        tools=None if options.tools is None else check_tools(options.tools),
     )
-    return tokenizer.encode_segments(segments, control)
+    sections = sections_of(options, tokenizer, template, segments)
+    return tokenizer.encode_segments(segments, control), sections
 
 
 def _stop_tokens(

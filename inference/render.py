@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from configs.errors import FerryError
-from inference.events import Delta, Event, Failed, Finished, Started, Token
+from inference.events import Aside, Delta, Event, Failed, Finished, Started, Token
 from inference.request import TokenRequest
 from inference.statistics import Run, answer_fields, error_fields
 from inference.terminal import Output
+from inference.tool_calls import Calls
 
 Renderer = Callable[[Iterable[Event], Output, "Asked"], list[Finished]]
 
@@ -104,6 +105,10 @@ def render_json_lines(events: Iterable[Event], output: Output, asked: Asked) -> 
                 line |= {"seed": answer.seed, **asked.run.fields()}
             case Delta():
                 line = {"type": "delta", "text": event.text, **answer.new_tokens()}
+            case Aside():
+                if not (told := answer.new_aside(event)):
+                    continue
+                line = {"type": "delta", "text": "", **told}
             case Token():
                 continue
             case Finished():
@@ -111,6 +116,8 @@ def render_json_lines(events: Iterable[Event], output: Output, asked: Asked) -> 
                 if tokens := answer.new_tokens():
                     output.json({"type": "delta", **choice, "text": "", **tokens})
                 line = {"type": "finished", **answer_fields(event, asked.run)}
+                if answer.request.options.tools is not None:
+                    line |= answer.calls.fields()
                 line |= {"seed": answer.seed, **asked.run.fields()}
             case Failed():
                 line = {"type": "failed", "error": error_fields(event.error)}
@@ -128,6 +135,8 @@ class Answer:
     tokens: list[dict[str, Any]] = field(default_factory=list)
     finished: Finished | None = None
     error: FerryError | None = None
+    thoughts: list[str] = field(default_factory=list)
+    calls: Calls = field(default_factory=Calls)
     _told: int = 0
 
     @property
@@ -148,6 +157,11 @@ class Answer:
                 named = self._token(event.id, event.logprob)
                 top = [self._token(*each) for each in event.top]
                 self.tokens.append({**named, "top": top})
+            case Aside():
+                if event.kind == "thinking":
+                    self.thoughts.append(event.text)
+                else:
+                    self.calls.take(event.text, self.request.sections)
             case Finished():
                 self.finished = event
             case Failed():
@@ -157,10 +171,32 @@ class Answer:
         if self.finished is None:
             return {} if self.error is None else {"error": error_fields(self.error)}
         made = {"text": "".join(self.pieces), **answer_fields(self.finished, run)}
+        if self._thinks:
+            made["thinking"] = self.thinking
+        if self.request.options.tools is not None:
+            made |= self.calls.fields()
         made["seed"] = self.seed
         if self.request.options.logprobs is not None:
             made["logprobs"] = self.tokens
         return made
+
+    @property
+    def thinking(self) -> str:
+        """What was thought, in one text."""
+        return "".join(self.thoughts).strip()
+
+    @property
+    def _thinks(self) -> bool:
+        """Whether thoughts are told apart, and to be told."""
+        sections = self.request.sections
+        marked = sections is not None and sections.thinking is not None
+        return marked and self.request.options.thinking != "hide"
+
+    def new_aside(self, event: Aside) -> dict[str, Any]:
+        """What was said beside the text, as fields of a line; none of it if it is hidden."""
+        if event.kind == "thinking":
+            return {"thinking": event.text} if self._thinks else {}
+        return self.calls.last
 
     def new_tokens(self) -> dict[str, Any]:
         """Those not told yet, as a field; none of it without any."""

@@ -9,13 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from configs.checks import InvalidValue
 from configs.errors import RequestError
 from configs.keys import KEYS
 from configs.schema import GenerateTable
+from inference.forms import grammar_of
+
+if TYPE_CHECKING:
+    from inference.sections import Sections
 
 
 def random_seed() -> int:
@@ -49,13 +54,58 @@ def check_text(where: str, text: str) -> str:
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    Attributes:
+        role: system, user, assistant or tool.
+        content: What was said; "" beside calls alone.
+        thinking: What the assistant thought before; whether the model is shown it is its
+            template's to say.
+        tool_calls: Calls that the assistant made, as OpenAI writes them, but for the
+            arguments, which are no longer text.
+        tool_call_id: The call that a tool's message answers.
+        name: Of the tool.
+        parts: The same content cut into parts of different types, for a template that knows
+            them; empty where it is one text.
+    """
 
     role: str
     content: str
+    thinking: str | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    parts: tuple[Mapping[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        check_text(f"message of {self.role}", self.content)
+        where = f"message of {self.role}"
+        for text in (self.content, self.thinking, self.tool_call_id, self.name):
+            check_text(where, text or "")
+
+    def fields(self, quote: Callable[[str], str]) -> dict[str, Any]:
+        """As templates take it, with every text of it quoted."""
+        content = quoted(list(self.parts), quote) if self.parts else quote(self.content)
+        made: dict[str, Any] = {"role": self.role, "content": content}
+        if self.thinking is not None:
+            # Templates have two names for it.
+            made["reasoning_content"] = made["thinking"] = quote(self.thinking)
+        if self.tool_calls:
+            made["tool_calls"] = quoted(list(self.tool_calls), quote)
+        for name in ("tool_call_id", "name"):
+            if (value := getattr(self, name)) is not None:
+                made[name] = quote(value)
+        return made
+
+
+def quoted(value: Any, quote: Callable[[str], str]) -> Any:
+    """A JSON value with every text in it quoted, the names of its fields too."""
+    if isinstance(value, str):
+        return quote(value)
+    if isinstance(value, Mapping):
+        return {quote(str(name)): quoted(each, quote) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [quoted(each, quote) for each in value]
+    return value
 
 
 @dataclass(frozen=True)
@@ -111,9 +161,23 @@ class GenerationOptions:
     ignore_eos: bool = False
     logprobs: int | None = None
     n: int = 1
+    thinking: str | None = None
+    thinking_budget: int | None = None
+    tools: str | None = None
+    json_schema: str | None = None
+    regex: str | None = None
+    choice: tuple[str, ...] = ()
+    calculator: bool = False
+
+    @property
+    def form(self) -> str | None:
+        """The grammar that the answer is held to, if it is to any."""
+        found = grammar_of(self.json_schema, self.regex, self.choice)
+        return None if found is None else found[1]
 
     def __post_init__(self) -> None:
         _check(self)
+        _check_form(self)
         if self.min_tokens > self.max_tokens:
             raise RequestError(
                 "min_tokens",
@@ -142,7 +206,8 @@ class Request:
 
     def __post_init__(self) -> None:
         check_text("--prompt", self.text)
-        said = "".join(m.content for m in self.messages if m.role == "user") + self.text
+        asked = [m.content for m in self.messages if m.role in ("user", "tool")]
+        said = "".join(asked) + self.text
         if not said.strip():
             raise RequestError("--prompt", "is empty", "say something")
 
@@ -158,6 +223,7 @@ class TokenRequest:
         stop_ids: Tokens that end the answer and are not part of its text.
         exempt_ids: Tokens that XTC never leaves out.
         choice: Which of several answers to one prompt this is.
+        sections: What is told apart in the answer; None if it is all one text.
     """
 
     id: str
@@ -166,6 +232,7 @@ class TokenRequest:
     stop_ids: frozenset[int] = frozenset()
     exempt_ids: frozenset[int] = frozenset()
     choice: int = 0
+    sections: Sections | None = None
 
     @property
     def length(self) -> int:
@@ -194,6 +261,18 @@ class TokenRequest:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise RequestError("--prompt", "gives no tokens")
+
+
+def _check_form(options: GenerationOptions) -> None:
+    """Refuse what would end an answer that is not of its form yet, or go on after it is."""
+    found = grammar_of(options.json_schema, options.regex, options.choice)
+    if found is None:
+        return
+    for name in ("stop", "stop_token", "min_tokens", "ignore_eos", "tools", "calculator"):
+        if getattr(options, name):
+            mend = "the form alone says where the answer ends" if name != "tools" else ""
+            what = f"does not go with {found[0]}"
+            raise RequestError(name, what, f"{mend}; leave one out" if mend else "leave one out")
 
 
 def _check(options: SamplingOptions | GenerationOptions) -> None:

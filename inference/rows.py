@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from configs.errors import GenerationError
 from inference.cache import Held, SequenceCache
-from inference.events import Delta, Event, Finished, FinishReason, Timings, Token, Usage
+from inference.events import Aside, Delta, Event, Finished, FinishReason, Timings, Token, Usage
 from inference.reader import Reader
 from inference.request import TokenRequest
 from inference.sampler import Sampler
@@ -50,6 +50,7 @@ class Row:
         read: Tokens of the prompt that its cache holds.
         cached: How many of them were not read for it.
         leave_at: After so many tokens of the prompt, others can begin with its cache.
+        look_at: After so many, its cache is shown to whoever asked for that.
         token: What its next step reads, [1]; maybe not computed yet.
         drawn: Steps that were begun.
         said: Tokens of the answer, as far as they are known.
@@ -66,6 +67,7 @@ class Row:
     read: int = 0
     cached: int = 0
     leave_at: int | None = None
+    look_at: int | None = None
     token: mx.array = field(init=False)
     drawn: int = 0
     said: list[int] = field(default_factory=list)
@@ -109,6 +111,7 @@ class Row:
         if token in self.request.stop_ids:
             return events + self.finish("stop")
         text = self.reader.push(token)
+        events += [Aside(name, *aside) for aside in self.reader.asides()]
         if text:
             events.append(Delta(name, text))
         if self.reader.stopped:
@@ -122,7 +125,8 @@ class Row:
         self.over = True
         name, held = self.request.id, self.reader.flush()
         usage = Usage(len(self.request.prompt), self.cached, len(self.said))
-        events: list[Event] = [Delta(name, held)] if held else []
+        events: list[Event] = [Aside(name, *aside) for aside in self.reader.asides()]
+        events += [Delta(name, held)] if held else []
         return [*events, Finished(name, reason, usage, self._timings(), error)]
 
     def held(self, cache: SequenceCache) -> Held:

@@ -3,7 +3,7 @@
 Owns the order of the filters and the random numbers of one request:
 
     logit bias -> repetition, presence, frequency penalty -> no end before min_tokens
-    -> temperature -> top-k -> top-p -> min-p -> XTC -> draw
+    -> what is allowed -> temperature -> top-k -> top-p -> min-p -> XTC -> draw
 
 Each filter works on what the one before left, probabilities taken anew (the order of
 transformers; XTC comes last, as where it was first made). Tokens of equal probability are
@@ -36,6 +36,9 @@ class Sampler:
         min_tokens: No token of `stop_ids` is drawn before the answer has so many.
         stop_ids: Tokens that end the answer.
         exempt_ids: Tokens that XTC never leaves out.
+
+    Attributes:
+        allowed: What the next token may be, [vocabulary], bool; None for any.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Sampler:
         exempt_ids: Collection[int] = (),
     ) -> None:
         self._options = options
+        self.allowed: mx.array | None = None
         self._drawn = 0
         self._endless = min_tokens if stop_ids else 0
         self._stop_ids = mx.array(sorted(stop_ids), mx.uint32)
@@ -77,6 +81,7 @@ class Sampler:
         return (
             self._options.greedy
             and self._bias is None
+            and self.allowed is None
             and self._drawn >= self._endless
             and not any(windows)
         )
@@ -150,6 +155,8 @@ class Sampler:
             logits = mx.put_along_axis(
                 logits, self._stop_ids, mx.array(-mx.inf, mx.float32), axis=-1
             )
+        if self.allowed is not None:
+            logits = mx.where(_sized(self.allowed, size), logits, -mx.inf)
         return logits
 
     def _key(self, purpose: str = "") -> mx.array:
@@ -263,6 +270,13 @@ class _Window:
 
 def _window(wanted: bool, size: int, ids: Sequence[int] = ()) -> _Window | None:
     return _Window(size, ids) if wanted else None
+
+
+def _sized(allowed: mx.array, size: int) -> mx.array:
+    """What is allowed, for a head of so many logits; those beyond it never are."""
+    if allowed.size < size:
+        return mx.pad(allowed, (0, size - allowed.size))
+    return allowed[:size]
 
 
 def _as_arrays(bias: Sequence[tuple[int, float]]) -> tuple[mx.array, mx.array] | None:

@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from configs.errors import GenerationError
-from inference.cache import SequenceCache
+from inference.cache import KvForm, SequenceCache
 from inference.prefill import prefill_tokens
 
 _LOGIT_BYTES = 64 * 2**20
@@ -76,7 +76,7 @@ def score(
     *,
     vocabulary: int,
     attention_heads: int | None = None,
-    kv_bits: int | None = None,
+    form: KvForm | None = None,
     window: int | None = None,
     stride: int | None = None,
 ) -> Score:
@@ -90,7 +90,7 @@ def score(
         ids: At least one, each below `vocabulary`.
         vocabulary: Size of the last axis of the logits; sets the size of the pieces.
         attention_heads: As for the engine.
-        kv_bits: Of the KV cache.
+        form: Of the KV cache.
         window: Most tokens to read together, at least 2; all of them if None.
         stride: From 1 to `window - 1`; half the window if None.
 
@@ -106,7 +106,7 @@ def score(
         done = len(tokens)
         end = len(ids) if window is None else min(window if done == 1 else done + step, len(ids))
         begin = 0 if window is None else max(0, end - window)
-        reading = _Reading(model, SequenceCache(model, kv_bits), attention_heads)
+        reading = _Reading(model, SequenceCache(model, form), attention_heads)
         reading.skip(ids[begin : done - 1])
         while (at := len(tokens)) < end:
             most = max(1, _LOGIT_BYTES // (4 * vocabulary))
@@ -129,7 +129,9 @@ class _Reading:
     @property
     def most(self) -> int:
         """Most tokens of the next piece."""
-        return prefill_tokens(self.read, self.attention_heads)
+        most = prefill_tokens(self.read, self.attention_heads)
+        change = self.cache.changes_at
+        return most if change is None else min(most, change - self.read)
 
     def skip(self, ids: Sequence[int]) -> None:
         """Read tokens without asking what follows them."""
@@ -153,7 +155,7 @@ class _Reading:
         )
 
     def _keep(self, count: int) -> None:
-        self.cache.compress()
+        self.cache.advance(count)
         self.cache.evaluate()
         mx.clear_cache()
         self.read += count

@@ -7,7 +7,7 @@ before the weights are read. Knows nothing of flags or output.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from configs.errors import ModelConfigError, RequestError, UsageError
 from configs.resolve import DEFAULT, Layers, Resolved
 
 if TYPE_CHECKING:
+    from inference.cache import KvForm
     from inference.engine import Engine
     from inference.load import LoadedModel, ModelFolder
     from inference.request import GenerationOptions, Request, TokenRequest
@@ -147,7 +148,8 @@ class Session:
             loaded = load(self.folder, place(device, dtype, memory.limit))
             tune_rotations(loaded.model, self.folder.config, length)
             if memory.kv_bits is not None:
-                check_kv_bits(loaded.model, memory.kv_bits)
+                kept = check_kv_bits(loaded.model, memory.kv_bits)
+                loaded = replace(loaded, kept_cache=kept)
         return loaded
 
     def token_fields(self) -> Callable[[int], dict[str, Any]] | None:
@@ -159,20 +161,33 @@ class Session:
     def engine(self, loaded: LoadedModel, max_rows: int = 1) -> Engine:
         """The engine for requests of this session, so many of them at once."""
         from inference.engine import Engine
-        from inference.reader import TextReader
+        from inference.reading import Readers
 
         tokenizer = self.tokenizer
         if tokenizer is None:
             raise RequestError("--prompt", f"{self.folder.path} has no tokenizer", "copy it there")
+        control = tokenizer.control_tokens("" if self.template is None else self.template.source)
         return Engine(
             loaded.model,
-            lambda request: TextReader(
-                tokenizer.decode, request.options.stop, request.options.min_tokens
-            ),
+            Readers(tokenizer, self.folder.vocabulary, control).make,
             kv_bits=self.settings.memory.kv_bits,
-            attention_heads=loaded.score_heads,
+            kv_start=self.settings.memory.kv_start,
+            attention_heads=self._score_heads(loaded),
             max_rows=max_rows,
         )
+
+    @property
+    def kv_form(self) -> KvForm:
+        """How its KV caches are kept."""
+        from inference.cache import KvForm
+
+        return KvForm(self.settings.memory.kv_bits, self.settings.memory.kv_start)
+
+    def _score_heads(self, loaded: LoadedModel) -> int | None:
+        """Heads whose attention scores are all in memory at once."""
+        # Attention over a quantized cache is fused nowhere.
+        quantized = self.settings.memory.kv_bits is not None
+        return self.folder.attention_heads if quantized else loaded.score_heads
 
     def score(
         self,
@@ -188,8 +203,8 @@ class Session:
             loaded.model,
             ids,
             vocabulary=self.folder.vocabulary,
-            attention_heads=loaded.score_heads,
-            kv_bits=self.settings.memory.kv_bits,
+            attention_heads=self._score_heads(loaded),
+            form=self.kv_form,
             window=window,
             stride=stride,
         )
@@ -205,12 +220,20 @@ def open_session(folder: Path, settings: Resolved, *, need_tokenizer: bool = Tru
 
     Raises:
         SourceError: One of them is not what it should be.
+        UsageError: The context is beyond what the model can read.
     """
     from inference.load import open_folder
     from inference.template import find_template
     from inference.tokenizer import has_tokenizer, load_tokenizer
 
     opened = open_folder(folder, settings.memory.load_bits)
+    context, positions = settings.memory.context, opened.positions
+    if context is not None and positions is not None and context > positions:
+        raise UsageError(
+            settings.origin("memory.context"),
+            f"{context} tokens are beyond the {positions} positions that the model has learned",
+            "lower it",
+        )
     if not need_tokenizer and not has_tokenizer(folder):
         return Session(opened, settings, None, None)
     tokenizer = load_tokenizer(folder, opened.config, settings.tokenizer.eos_tokens)

@@ -110,6 +110,9 @@ class KeysValues:
         if self.keys is None or self.values is None:
             self.keys = mx.zeros((0, keys.shape[1], 0, keys.shape[3]), keys.dtype)
             self.values = mx.zeros((0, values.shape[1], 0, values.shape[3]), values.dtype)
+        # What a longer sequence has left is not kept: room is what the longest needs now.
+        if (size := self._capacity(tokens)) < self.keys.shape[2]:
+            self.keys, self.values = self.keys[:, :, :size], self.values[:, :, :size]
         self._grow(slots, tokens)
 
     def write(self, slot: int, single: Any) -> None:
@@ -118,6 +121,8 @@ class KeysValues:
             if mine is None or mine.dtype != theirs.dtype or mine.shape[1] != theirs.shape[1]:
                 raise ValueError("the sequences of a batch have caches of different forms")
             mine[slot : slot + 1, :, : entries.shape[2]] = entries
+            # What the slot held before is masked, but a NaN among it would come through.
+            mine[slot : slot + 1, :, entries.shape[2] :] = 0
 
     def _placed(self, held: mx.array, single: Any) -> mx.array:
         """The entries of a sequence's own cache, each at its place here."""

@@ -33,13 +33,25 @@ class Run:
     load_seconds: float
     weight_bytes: int
 
+    @property
+    def load_gb_per_second(self) -> float | None:
+        """Billions of bytes of the model's files a second; None where the clock saw no time."""
+        return self.weight_bytes / 1e9 / self.load_seconds if self.load_seconds > 0 else None
+
     def fields(self) -> dict[str, Any]:
-        """Its part of a JSON object, without the timings."""
-        return {"device": self.device, "dtype": self.dtype, "model": self.model}
+        """Its part of a JSON object, without the timings of answers."""
+        load = {
+            "seconds": self.load_seconds,
+            "bytes": self.weight_bytes,
+            "gb_per_second": self.load_gb_per_second,
+        }
+        return {"device": self.device, "dtype": self.dtype, "model": self.model, "load": load}
 
     def describe(self) -> str:
         """Its part of the statistics."""
-        size = f"{self.weight_bytes / 1e6:,.0f} MB in {self.load_seconds:.2f} s"
+        speed = self.load_gb_per_second
+        rate = "" if speed is None else f" ({speed:,.2f} GB/s)"
+        size = f"{_size(self.weight_bytes)} in {self.load_seconds:.2f} s{rate}"
         return f"{self.device}, {self.dtype}; loaded {size}"
 
 
@@ -104,6 +116,10 @@ def describe_several(events: Sequence[Finished], run: Run, seed: int | None) -> 
     if seed is not None:
         parts.append(f"seed {seed} and others from it")
     return "; ".join(parts)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.0f} MB"
 
 
 def _rate(per_second: float | None) -> str:

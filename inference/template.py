@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
@@ -17,7 +18,7 @@ from checkpoint import disk
 from checkpoint.folder import file_in
 from checkpoint.json_file import read_json_object
 from configs.errors import TemplateError
-from inference.request import Message
+from inference.request import Message, quoted
 from inference.segments import Segment
 
 _MAX_SOURCE = 1_000_000
@@ -54,6 +55,13 @@ class ChatTemplate:
         except (RecursionError, MemoryError, SyntaxError, ValueError, OverflowError) as error:
             raise TemplateError(where, f"can't be compiled ({error})", "use --raw") from error
 
+    @cached_property
+    def variables(self) -> frozenset[str]:
+        """The names of what the template reads of what it is given."""
+        from jinja2 import meta
+
+        return frozenset(meta.find_undeclared_variables(self._sandbox.parse(self.source)))
+
     def render(
         self,
         messages: Sequence[Message],
@@ -61,6 +69,7 @@ class ChatTemplate:
         control: Sequence[str] = (),
         special: Sequence[str] = (),
         variables: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[Segment]:
         """The conversation as text, ending where the assistant is to speak.
 
@@ -70,24 +79,26 @@ class ChatTemplate:
             special: Those of them that are plain text in the assistant's words too; its
                 others, such as `<think>`, are its own.
             variables: What else the template may use, such as `bos_token`.
+            tools: What the model may call, in OpenAI's form.
 
         Raises:
             TemplateError: The template refuses the conversation, does what it may not,
                 or takes too much time or space.
         """
-        quoted = _Quoter()
-        said = [
-            {
-                "role": message.role,
-                "content": quoted.quote(
-                    message.content, special if message.role == "assistant" else control
-                ),
-            }
-            for message in messages
-        ]
-        given = {"messages": said, "tools": None, "documents": None, "add_generation_prompt": True}
+        quoter = _Quoter()
+
+        def said(message: Message) -> dict[str, Any]:
+            theirs = special if message.role == "assistant" else control
+            return message.fields(lambda text: quoter.quote(text, theirs))
+
+        given: dict[str, Any] = {
+            "messages": [said(message) for message in messages],
+            "tools": None if tools is None else quoter.all(list(tools), control),
+            "documents": None,
+            "add_generation_prompt": True,
+        }
         text = self._run({**(variables or {}), **given})
-        segments = quoted.unquote(text)
+        segments = quoter.unquote(text)
         if segments is None:
             raise TemplateError(
                 self.where, "changes a control token that the prompt spells", "use --raw"
@@ -182,6 +193,9 @@ class _Quoter:
         longest_first = sorted(control, key=len, reverse=True)
         pattern = "|".join(map(re.escape, longest_first))
         return re.sub(pattern, self._place, text) if pattern else text
+
+    def all(self, value: Any, control: Sequence[str]) -> Any:
+        return quoted(value, lambda text: self.quote(text, control))
 
     def _place(self, match: re.Match[str]) -> str:
         self._texts.append(match.group())

@@ -10,17 +10,20 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoint.folder import CONFIG, GENERATION_CONFIG, file_in
 from checkpoint.json_file import read_json_object
-from checkpoint.tokenizer_files import check_tokenizer
+from checkpoint.tokenizer_files import check_tokenizer, custom_class
 from configs.errors import ConfigError, ModelConfigError, RequestError, TokenizerError
 from inference.segments import Segment, SegmentEncoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+
+    from inference.sections import Added
 
 _SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 _OTHER_FORMATS = ("tokenizer.model", "vocab.json", "spiece.model", "tekken.json", "vocab.txt")
@@ -69,6 +72,11 @@ class Tokenizer:
             ids.insert(0, bos)
         return self._within_rows(ids)
 
+    def encode_plain(self, text: str) -> list[int]:
+        """Ids of a text in the middle of another, as far as the tokenizer can."""
+        with _panics_named(self._where):
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+
     def encode_segments(self, segments: Sequence[Segment], control: Iterable[str]) -> list[int]:
         """Ids of a rendered chat, in which only the template writes `control` tokens."""
         known = {text: id_ for text in control if (id_ := self.id_of(text)) is not None}
@@ -79,6 +87,26 @@ class Tokenizer:
     def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
         """Text of the ids; special tokens are left out of it, and unknown ids always are."""
         return str(self._backend.decode(ids, skip_special_tokens=skip_special))
+
+    def decode_all(self, ids: Sequence[int]) -> str:
+        """Text of the ids, special tokens too."""
+        return self.decode(ids, skip_special=False)
+
+    @property
+    def tool_parser(self) -> str | None:
+        """The parser of tool calls that tokenizer_config.json names, if it does."""
+        return _token_text(self._config.get("tool_parser_type"))
+
+    @cached_property
+    def added(self) -> Added:
+        """The added tokens."""
+        from inference.sections import Added
+
+        found = self._backend.get_added_tokens_decoder()
+        return Added(
+            {id_: token.content for id_, token in found.items() if token.content.strip()},
+            frozenset(token.content for token in found.values() if token.special),
+        )
 
     def piece(self, token: int) -> str | None:
         """A token as the vocabulary writes it; None for an id that has none."""
@@ -214,6 +242,8 @@ def _read_backend(path: Path) -> Backend:
 def _convert_backend(folder: Path) -> Backend:
     """The older formats, by transformers, which takes seconds to import."""
     if not has_tokenizer(folder):
+        if custom_class(folder) is not None:
+            check_tokenizer(folder)  # which says why that class is not run
         raise TokenizerError(
             folder / "tokenizer.json", "is missing", "copy it from the source of the model"
         )

@@ -60,8 +60,59 @@ _OWN: dict[str, dict[str, Any]] = {
         "time_step_rank": 4,
         "tie_word_embeddings": True,
     },
+    "mamba2": {
+        "num_heads": 4,
+        "head_dim": 32,
+        "expand": 2,
+        "state_size": 16,
+        "conv_kernel": 4,
+        "n_groups": 1,
+        "use_bias": False,
+        "use_conv_bias": True,
+        "chunk_size": 16,
+        "time_step_rank": 4,
+        "time_step_limit": [0.001, 100.0],
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": True,
+    },
+    "gpt2": {
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 256,
+        "n_ctx": 256,
+        "layer_norm_epsilon": 1e-5,
+    },
 }
 KINDS = tuple(_OWN)
+
+
+class IdReader:
+    """A reader for tests: each token's id as text, one that ends the answer.
+
+    Args:
+        stop_at: The token that does.
+    """
+
+    guides = False
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        self.stopped = False
+        self._stop_at = stop_at
+
+    def allowed(self) -> None:
+        """Any token may come."""
+
+    def asides(self) -> tuple[()]:
+        """Nothing is said beside the answer."""
+        return ()
+
+    def push(self, token: int) -> str:
+        self.stopped = token == self._stop_at
+        return "" if self.stopped else f"{token} "
+
+    def flush(self) -> str:
+        return ""
 
 
 def tiny_config(kind: str, **changes: Any) -> dict[str, Any]:

@@ -6,7 +6,8 @@ its shape. Knows nothing of what a config means or of where the tensors lie.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +33,7 @@ BUILD_ERRORS = (
 """What mlx-lm's code raises on a config that it can't be built from."""
 
 _SHOWN = 5
+_NO_PLACE = "zeros, for which the architecture has no place"
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,11 @@ class Carried:
 
 
 def carry(
-    config: Mapping[str, Any], sources: Mapping[str, Recipe], *, as_loaded: bool = False
+    config: Mapping[str, Any],
+    sources: Mapping[str, Recipe],
+    *,
+    as_loaded: bool = False,
+    is_empty: Callable[[Iterable[str]], bool] = lambda names: False,
 ) -> Carried:
     """Run mlx-lm's `sanitize` over placeholders and match what it gives with the model.
 
@@ -63,6 +69,8 @@ def carry(
         sources: How each tensor is made, by name.
         as_loaded: Do no more than mlx-lm does when it loads a folder of its own; else names
             and layouts that `sanitize` does not know are brought to those it does.
+        is_empty: Asked of tensors that the architecture has no place for, whether there is
+            nothing in them that would be missed.
 
     Raises:
         ArchitectureError: mlx-lm has no such architecture.
@@ -95,8 +103,25 @@ def carry(
             f"not in a layout that {classes.name} knows ({error})",
             "is config.json the checkpoint's own?",
         ) from error
-    recipes = _match(built[0], traced.recipes, classes.name)
-    return Carried(classes.name, built[0], recipes, traced.unused, reasons)
+    empty = _placeless(built[0], traced.recipes, is_empty)
+    made = {name: recipe for name, recipe in traced.recipes.items() if name not in empty}
+    reasons |= dict.fromkeys(itertools.chain.from_iterable(empty.values()), _NO_PLACE)
+    recipes = _match(built[0], made, classes.name)
+    unused = (*traced.unused, *itertools.chain.from_iterable(empty.values()))
+    return Carried(classes.name, built[0], recipes, unused, reasons)
+
+
+def _placeless(
+    model: Any, made: Mapping[str, Recipe], is_empty: Callable[[Iterable[str]], bool]
+) -> dict[str, tuple[str, ...]]:
+    """Tensors without a parameter that may be left out, each with what it is made from."""
+    places = dict(tree_flatten(model.parameters()))
+    found = {}
+    for name in made.keys() - places.keys():
+        sources = tuple(ref.name for ref in made[name].sources())
+        if sources and is_empty(sources):
+            found[name] = sources
+    return found
 
 
 def build_model(classes: ArchitectureClasses, config: Mapping[str, Any]) -> Any:

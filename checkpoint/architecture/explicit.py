@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from checkpoint.architecture import mlx_lm_models, rope, rotations
+from checkpoint.architecture import mlx_lm_models, nanochat_names, rope, rotations
 from checkpoint.architecture.carry import BUILD_ERRORS
 from checkpoint.architecture.config_values import tagged, untagged
 from checkpoint.architecture.meaning import Meaning, transformers_meaning
@@ -56,11 +56,13 @@ def make_explicit(
         ArchitectureError: mlx-lm has no such architecture, or can't honour a value.
         ModelConfigError: a value is no value, to us or to transformers.
     """
-    source = untagged(config)
+    source = nanochat_names.present_keys(untagged(config))
     check_dimensions(source)
     classes = mlx_lm_models.load_classes(
         source["model_type"], tuple(source.get("architectures") or ())
     )
+    if source["model_type"] in mlx_lm_models.OWN_MODULES:
+        return ExplicitConfig(tagged(source), ())  # ours; it says all that there is to say
     meaning = transformers_meaning(source)
     if meaning is None:
         note = f"transformers has no class for {source['model_type']!r}: its values are kept"

@@ -15,15 +15,24 @@ from typing import Any
 import mlx.core as mx
 from mlx.utils import tree_unflatten
 
+from checkpoint.adapters.adapter import Adapter
+from checkpoint.architecture.adapted import (
+    adapt,
+    check_used,
+    updates_of_model,
+    updates_of_sources,
+)
 from checkpoint.architecture.carry import carry
 from checkpoint.architecture.explicit import make_explicit
+from checkpoint.architecture.kept import kept, same_weights
+from checkpoint.architecture.low_rank import Adapted
 from checkpoint.architecture.mlx_folder import map_folder
 from checkpoint.architecture.names import explain_drop
-from checkpoint.architecture.packed import Dequantize, same_tensors
 from checkpoint.architecture.recipes import Elementwise, Recipe
-from checkpoint.architecture.trace import copies, placeholder
+from checkpoint.architecture.trace import placeholder
 from checkpoint.folder import is_mlx
 from checkpoint.packing import Quantization
+from checkpoint.quantized.registry import plain_source
 from checkpoint.tensors import Catalog
 from configs.errors import ModelConfigError
 
@@ -60,11 +69,12 @@ class ModelMap:
 
     @property
     def packed(self) -> dict[str, Quantization]:
-        """How the source has the modules packed whose codes could be kept as they are."""
+        """How the source has the modules packed whose form could be kept as it is."""
         return {
-            name.rpartition(".")[0]: recipe.form
+            name.removesuffix(".weight"): found.form
             for name, recipe in self.recipes.items()
-            if isinstance(recipe, Dequantize) and recipe.packed.global_scale is None
+            if name.endswith(".weight")
+            and (found := kept(recipe.part if isinstance(recipe, Adapted) else recipe)) is not None
         }
 
 
@@ -73,6 +83,7 @@ def map_model(
     catalog: Catalog,
     dtype: str | None = None,
     bring: Callable[[Iterable[Path]], None] = lambda files: None,
+    adapter: Adapter | None = None,
 ) -> ModelMap:
     """Map a checkpoint, or an MLX folder, onto mlx-lm's architecture.
 
@@ -82,20 +93,34 @@ def map_model(
         dtype: `float16`, `bfloat16` or `float32` to cast floating parameters to,
             where the architecture allows it; None keeps each tensor's own.
         bring: Called with the shards whose values must be looked at, seldom any.
+        adapter: What is to be added to the weights.
 
     Raises:
+        AdapterError: the adapter does not fit the model.
         ArchitectureError: mlx-lm has no such architecture, or can't honour a value.
         ModelConfigError: the config lacks something, or disagrees with the tensors.
         SourceError: a parameter has no tensor, or a tensor no parameter.
     """
     cast_to: mx.Dtype | None = getattr(mx, dtype) if dtype else None
+    left_out: Mapping[str, str] = {}
+    notes: tuple[str, ...] = ()
     if is_mlx(config, catalog.metadata):
         explicit, sources, carried = map_folder(config, catalog, cast_to)
     else:
-        explicit = make_explicit(config, {name: ref.shape for name, ref in catalog.items()})
-        sources = copies(catalog)
-        carried = carry(explicit.config, sources)
+        plain = plain_source(config, catalog, cast_to, bring)
+        sources, left_out, notes = plain.recipes, plain.dropped, plain.notes
+        shapes = {name: recipe.shape for name, recipe in sources.items()}
+        explicit = make_explicit(plain.config, shapes)
+        adapted = sources
+        if adapter is not None and adapter.format == "peft":
+            updates = updates_of_sources(adapter, explicit.config, sources)
+            adapted = adapt(sources, updates)
+        carried = carry(explicit.config, adapted, is_empty=plain.is_empty)
     model, recipes = carried.model, carried.recipes
+    if adapter is not None:
+        if adapter.format == "mlx" or is_mlx(config, catalog.metadata):
+            recipes = adapt(recipes, updates_of_model(adapter, explicit.config, model))
+        check_used(adapter, recipes.values(), carried.architecture)
     if cast_to is not None:
         recipes = _cast(model, recipes, cast_to)
     model.update(
@@ -113,7 +138,15 @@ def map_model(
         )
         for name in carried.unused
     )
-    return ModelMap(explicit.config, carried.architecture, model, recipes, dropped, explicit.notes)
+    dropped += tuple(Dropped(name, reason) for name, reason in left_out.items())
+    return ModelMap(
+        explicit.config,
+        carried.architecture,
+        model,
+        recipes,
+        dropped,
+        (*explicit.notes, *notes),
+    )
 
 
 def _check_tied_head(
@@ -127,7 +160,7 @@ def _check_tied_head(
             continue
         twins = [recipe for other, recipe in sources.items() if other.endswith(_EMBEDDINGS)]
         bring({ref.file for recipe in (sources[name], *twins) for ref in recipe.sources()})
-        if not any(same_tensors(sources[name], twin) for twin in twins):
+        if not any(same_weights(sources[name], twin) for twin in twins):
             raise ModelConfigError(
                 "config.json",
                 f"ties the head to the embeddings, but {name} is another tensor",

@@ -35,6 +35,8 @@ REMAPPED_TYPES = {
     "gemma4_unified": "gemma4",
     "deepseek_v41_text": "deepseek_v41",
 }
+# Architectures that mlx-lm lacks, in modules of ours that follow its conventions.
+OWN_MODULES = {"nanochat_2026": "checkpoint.architecture.nanochat_model"}
 REMAPPED_ARCHITECTURES = {("bailing_hybrid", "BailingMoeV3ForCausalLM"): "bailing_moe_v3"}
 
 
@@ -92,7 +94,7 @@ def model_types() -> frozenset[str]:
         text = (Path(folder) / f"{module.name}.py").read_text("utf-8")
         if "\nclass Model(" in text and "class ModelArgs" in text:
             found.add(module.name)
-    return frozenset(found | REMAPPED_TYPES.keys())
+    return frozenset(found | REMAPPED_TYPES.keys() | OWN_MODULES.keys())
 
 
 def module_name(model_type: str, architectures: tuple[str, ...] = ()) -> str:
@@ -124,7 +126,7 @@ def load_classes(model_type: str, architectures: tuple[str, ...] = ()) -> Archit
     name = module_name(model_type, architectures)
     defer_mlx_lm_init()
     try:
-        module = importlib.import_module(f"mlx_lm.models.{name}")
+        module = importlib.import_module(OWN_MODULES.get(name, f"mlx_lm.models.{name}"))
     except (ImportError, SystemExit) as error:
         # Some modules need a package of their own; one ends the process when it is missing.
         raise ArchitectureError(

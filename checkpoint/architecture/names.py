@@ -11,6 +11,9 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from checkpoint.architecture import nanochat_names
+from configs.errors import SourceError
+
 if TYPE_CHECKING:
     import mlx.core as mx
 
@@ -66,8 +69,13 @@ ONE_BY_ONE: Mapping[str, Mapping[str, str]] = {
     **dict.fromkeys(("olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next"), _NAMED),
 }
 
+# Architectures whose `sanitize` keeps a tied head that was saved, and has no place for it.
+_KEEPS_TIED_HEAD = ("gpt2",)
+# Architectures whose `sanitize` leaves out masks by their names alone.
+_DROPS_MASKS = ("gpt2",)
 TIED_PAIR = ("model.embed_tokens.weight", "lm_head.weight")
 TIED_PAIRS: Mapping[str, tuple[str, str]] = {
+    "gpt2": ("wte.weight", "lm_head.weight"),
     "gpt_neox": ("gpt_neox.embed_in.weight", "embed_out.weight"),
     "gptj": ("transformer.wte.weight", "lm_head.weight"),
     "llama4_text": ("model.embed_tokens.weight", "output.weight"),
@@ -97,19 +105,38 @@ def adapt_weights(config: Mapping[str, Any], weights: Weights) -> tuple[Weights,
 
     Returns:
         The tensors, and a line `name: reason` for each source tensor left out.
+
+    Raises:
+        SourceError: a tensor has the name of a mask and is none.
     """
     model_type = config["model_type"]
+    if model_type in nanochat_names.MODEL_TYPES:
+        weights = nanochat_names.adapt(config, weights)
     adapted: Weights = {}
     dropped: list[str] = []
     for name, weight in weights.items():
-        if (reason := _reason(name, DROPPED)) is not None:
+        if (reason := _reason(name, DROPPED)) is not None and not _is_weight(name, weight):
             dropped.append(f"{name}: {reason}")
             continue
+        if reason is not None and model_type in _DROPS_MASKS:
+            what = f"has the name of {reason}, and the shape {list(weight.shape)} of none"
+            raise SourceError(name, what, "is config.json the checkpoint's own?")
         for pattern, replacement in RENAMED.get(model_type, ()):
             name = re.sub(pattern, replacement, name)
         adapted |= _unfused(model_type, name, weight)
     _tie(config, adapted)
+    if config.get("tie_word_embeddings") and model_type in _KEEPS_TIED_HEAD:
+        embeddings, head = TIED_PAIRS[model_type]
+        if embeddings in adapted and adapted.pop(head, None) is not None:
+            dropped.append(f"{head}: tied to the embeddings")
     return adapted, tuple(dropped)
+
+
+def _is_weight(name: str, weight: mx.array) -> bool:
+    """Whether a tensor that is called as a mask may be a bias: a mask has no such shape."""
+    if not re.search(r"\.(masked_)?bias$", name):
+        return False
+    return weight.size != 1 and not (weight.ndim == 4 and weight.shape[:2] == (1, 1))
 
 
 def _reason(name: str, table: Mapping[str, str]) -> str | None:

@@ -62,22 +62,6 @@ class Dequantize(Recipe):
             values = self._scaled(codes, scales, factors)
         return values[..., low - start : high - start].astype(self.dtype)
 
-    def read_packed(self, box: Box, reader: TensorReader) -> tuple[mx.array, ...]:
-        """The codes as they are, then scales and, for `affine`, biases, of whole rows.
-
-        Args:
-            box: A part of the plain weight that cuts no row.
-            reader: Reads the source.
-        """
-        packed, rows = self.packed, box[:-1]
-        codes = reader.read(packed.weight, (*rows, (0, packed.weight.shape[-1])))
-        groups = (*rows, (0, packed.scales.shape[-1]))
-        if packed.biases is None:
-            return codes, reader.read(packed.scales, groups)
-        parts = (packed.scales, packed.biases)
-        read = (reader.read(part, groups).view(mlx_dtype(part)) for part in parts)
-        return codes, *(part.astype(self.dtype) for part in read)
-
     def sources(self) -> Iterator[TensorRef]:
         yield from self.packed.parts
 
@@ -142,7 +126,7 @@ def plain_view(
     for module, packed in packing.packed.items():
         of_scales = mlx_dtype(packed.scales)
         if not mx.issubdtype(of_scales, mx.floating):
-            of_scales = _config_dtype(config)
+            of_scales = config_dtype(config)
         recipes[f"{module}.weight"] = Dequantize(packed.shape, dtype or of_scales, packed)
     return dict(sorted(recipes.items()))
 
@@ -169,7 +153,8 @@ def _same(one: TensorRef, other: TensorRef) -> bool:
     return (one.dtype, one.shape) == (other.dtype, other.shape) and same_bytes(one, other)
 
 
-def _config_dtype(config: Mapping[str, Any]) -> mx.Dtype:
+def config_dtype(config: Mapping[str, Any]) -> mx.Dtype:
+    """The floating dtype that a config names; bfloat16 if it names none."""
     text = config.get("text_config")
     for part in (config, text if isinstance(text, Mapping) else {}):
         for key in ("torch_dtype", "dtype"):

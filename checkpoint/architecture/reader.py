@@ -11,6 +11,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -60,10 +61,16 @@ class TensorReader:
     def read(self, ref: TensorRef, box: tuple[tuple[int, int], ...]) -> mx.array:
         """The box of a tensor, as unsigned integers of its item size.
 
+        A tensor whose bytes lie in another order of axes is brought into its own.
+
         Raises:
             DiskError: the file can't be read.
             SourceError: it ends too early.
         """
+        if ref.axes is not None:
+            lying = replace(ref, shape=tuple(ref.shape[axis] for axis in ref.axes), axes=None)
+            cut = self.read(lying, tuple(box[axis] for axis in ref.axes))
+            return cut.transpose([ref.axes.index(axis) for axis in range(len(ref.axes))])
         shape = tuple(high - low for low, high in box)
         count = math.prod(shape)
         item = ref.nbytes // max(1, math.prod(ref.shape))
@@ -105,7 +112,9 @@ class TensorReader:
 
 
 def same_bytes(one: TensorRef, other: TensorRef) -> bool:
-    """Whether two source tensors of one size hold the same bytes."""
+    """Whether two source tensors of one size hold the same bytes in the same order."""
+    if one.axes != other.axes:
+        return False
     buffers = memoryview(bytearray(_COMPARED)), memoryview(bytearray(_COMPARED))
     with disk.reading(one.file) as first, disk.reading(other.file) as second:
         for at in range(0, one.nbytes, _COMPARED):

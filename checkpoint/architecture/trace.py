@@ -19,6 +19,7 @@ from unittest import mock
 
 import mlx.core as mx
 
+from checkpoint.architecture.reader import TensorReader
 from checkpoint.architecture.recipes import (
     Broadcast,
     Computed,
@@ -30,9 +31,11 @@ from checkpoint.architecture.recipes import (
     Shape,
     Slice,
     Transpose,
+    whole,
 )
 from checkpoint.architecture.reshape import Reshape
 from checkpoint.dtypes import DTYPES
+from checkpoint.folder import SAFETENSORS
 from checkpoint.tensors import TensorRef
 from configs.errors import ArchitectureError
 
@@ -265,8 +268,30 @@ class _LazyRun:
 
     def computed(self, name: str, refs: tuple[TensorRef, ...]) -> Computed:
         """A recipe for a tensor that can't stream."""
+        if any(ref.file.suffix != SAFETENSORS for ref in refs):
+            return self._read_by_ourselves(name, refs)
         array = self._array(name)
         return Computed(tuple(array.shape), array.dtype, refs, lambda: self._take(name), [])
+
+    def _read_by_ourselves(self, wanted: str, refs: tuple[TensorRef, ...]) -> Computed:
+        """The same, of files that `mx.load` can't read: what it is made from is read when it is."""
+        needed = {ref.name for ref in refs}
+
+        def run(reader: TensorReader | None) -> mx.array:
+            weights = {
+                name: source.read(whole(source.shape), reader)
+                if reader is not None and any(ref.name in needed for ref in source.sources())
+                else placeholder(source.shape, source.dtype)
+                for name, source in self._sources.items()
+            }
+            return self._function(weights)[wanted]
+
+        def compute() -> mx.array:
+            with TensorReader() as reader:
+                return run(reader)
+
+        made = run(None)
+        return Computed(tuple(made.shape), made.dtype, refs, compute, [])
 
     def _array(self, name: str) -> mx.array:
         if name not in self._result:

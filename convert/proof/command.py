@@ -36,7 +36,7 @@ def prover(
         tell: Told the verdict, and the table of a proof that failed, line by line.
 
     Raises:
-        UsageError: torch is not installed.
+        FerryError: torch is not installed.
         ArchitectureError: transformers can't compute the source.
     """
     check_reference(source.path)
@@ -64,7 +64,7 @@ def prove_folder(folder: Path, named: str | None, revision: str | None, *, quiet
         quiet: Show no progress.
 
     Raises:
-        UsageError: torch is not installed.
+        FerryError: torch is not installed.
         SourceError: nothing says what the source is, or it is not there.
         ArchitectureError: transformers can't compute it.
     """

@@ -11,8 +11,9 @@ from typing import cast
 import mlx.core as mx
 
 _LEFT_OUT = 32
-"""One token in so many, the worst, is left out: where two experts are all but equally
-probable, a rounding error decides between them, and that token's update is another one."""
+"""In a layer that chooses, one token in so many, the worst, is left out: where two experts are
+all but equally probable, a rounding error decides between them, and that token's update is
+another one."""
 _FLOOR = 1e-6
 
 
@@ -24,12 +25,21 @@ def relative_error(found: mx.array, wanted: mx.array) -> float:
     return _summary(found - wanted, wanted, wanted)
 
 
-def update_error(found: mx.array, wanted: mx.array, given: mx.array) -> float:
+def update_error(
+    found: mx.array, wanted: mx.array, given: mx.array, *, chooses: bool = False
+) -> float:
     """The same, relative to what a layer adds to its input.
 
     Relative to the hidden state itself, which a layer changes little, everything looks well.
+
+    Args:
+        found: What a layer gave, [tokens, hidden].
+        wanted: What the reference's gave.
+        given: What both took.
+        chooses: Whether the layer chooses among experts or positions, token by token.
     """
-    return _summary(found - wanted, wanted - given, given)
+    left_out = found.shape[0] // _LEFT_OUT if chooses else 0
+    return _summary(found - wanted, wanted - given, given, left_out)
 
 
 def logit_error(found: mx.array, wanted: mx.array) -> float:
@@ -59,10 +69,10 @@ def number(scalar: mx.array) -> float:
     return float(cast(float, scalar.item()))
 
 
-def _summary(difference: mx.array, scale: mx.array, floor: mx.array) -> float:
+def _summary(difference: mx.array, scale: mx.array, floor: mx.array, left_out: int = 0) -> float:
     lengths = mx.maximum(_length(scale), _FLOOR * _length(floor))
     errors = mx.sort(_length(difference) / mx.maximum(lengths, 1e-30))
-    kept = errors[: errors.size - errors.size // _LEFT_OUT]
+    kept = errors[: errors.size - left_out]
     finite = mx.isfinite(difference).all().item()
     return math.sqrt(number((kept * kept).mean())) if finite else math.inf
 

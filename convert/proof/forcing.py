@@ -29,6 +29,9 @@ HEAD: Literal["norm and head"] = "norm and head"
 Part = int | Literal["embeddings", "norm and head"]
 """A decoder layer by its number, or what is before the first or after the last."""
 
+_CHOOSING = ("Switch", "Indexer")
+"""How mlx-lm's names begin for what picks experts, or the positions to look at."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -77,6 +80,7 @@ class Bench:
         self._asked: dict[Part, set[str]] = {}
         self._embeddings = 0.0
         self._errors: dict[int, float] = {}
+        self._choosing = {number for number, layer in enumerate(layers) if _chooses(layer)}
         watched = _watch(model, self._shapes.keys(), self._fetch)
         # Parameters that lie in plain lists or dicts can't be watched; they are few and small.
         self._unwatched = [name for name in self._shapes if name not in watched]
@@ -151,7 +155,8 @@ class Bench:
         mx.clear_cache()
         self._part = HEAD
         self._tell(self._phase, f"layer {number}", number + 1, self._reference.layers)
-        self._errors[number] = update_error(output[0].astype(mx.float32), wanted, given)
+        found, chooses = output[0].astype(mx.float32), number in self._choosing
+        self._errors[number] = update_error(found, wanted, given, chooses=chooses)
         forced = _with_first(output, wanted)
         return (forced, *made[1:]) if isinstance(made, tuple) else forced
 
@@ -161,6 +166,10 @@ def incomparable(what: str) -> ArchitectureError:
     return ArchitectureError(
         "--prove", f"the layers can't be compared: {what}", "convert without --prove"
     )
+
+
+def _chooses(layer: nn.Module) -> bool:
+    return any(type(part).__name__.startswith(_CHOOSING) for part in layer.modules())
 
 
 def _with_first(rows: mx.array, first: mx.array) -> mx.array:

@@ -38,7 +38,8 @@ from convert.proof.values import (
     FolderValues,
     RoundedValues,
     Values,
-    arithmetic_dtypes,
+    half_dtypes,
+    in_float32,
     stored_form,
 )
 from convert.receipt import peak_memory_bytes
@@ -58,7 +59,7 @@ def prove(source: SourceFolder | Path, folder: Path, *, quiet: bool = False) -> 
         What was found; `ok` says whether it is proven.
 
     Raises:
-        UsageError: torch is not installed.
+        FerryError: torch is not installed.
         ArchitectureError: transformers or mlx-lm can't be run so; nothing is proven.
         SourceError: source or folder is damaged.
     """
@@ -80,11 +81,12 @@ def compare(reference: Reference, source: Source, folder: Path, tell: Tell, bega
     tune_rotations(carried.model, config, len(reference.ids))
     # On the CPU float32 is float32; a GPU may round products to fewer digits.
     with mx.stream(mx.cpu), TensorReader() as reader:
-        exact = FolderValues(mapped.recipes, reader)
+        exact = FolderValues({n: in_float32(r) for n, r in mapped.recipes.items()}, reader)
+        given = FolderValues(mapped.recipes, reader)
         written = FolderValues(carried.recipes, reader)
-        rounded = RoundedValues(exact, carried.recipes)
+        rounded = RoundedValues(given, carried.recipes)
         checks = []
-        for check in check_tensors(exact, rounded, written):
+        for check in check_tensors(given, rounded, written):
             checks.append(check)
             tell("weights", check.name, len(checks), len(carried.recipes))
         bench = Bench(carried.model, reference, tell)
@@ -123,7 +125,7 @@ def _stages(
     exact, rounded, written = (runs[kind] for kind in ("structure", "rounded", "written"))
 
     def stage(part: Part, *errors: float) -> Stage:
-        read = (arithmetic_dtypes(recipes[name]) for name in bench.asked(part))
+        read = (half_dtypes(recipes[name]) for name in bench.asked(part))
         allowed = tolerance.structure(set[mx.Dtype]().union(*read))
         return Stage(
             part if isinstance(part, str) else f"layer {part}",

@@ -21,12 +21,13 @@ from typing import Any
 import mlx.core as mx
 
 from checkpoint.architecture.config_values import untagged
-from checkpoint.folder import file_in, is_mlx, is_staging
+from checkpoint.folder import SAFETENSORS, file_in, is_mlx, is_staging
 from checkpoint.model_config import read_model_config
+from checkpoint.nanochat.folder import find_files
 from checkpoint.quantized_source import refuse_quantized
 from checkpoint.shards import read_catalog
 from checkpoint.tensors import Catalog
-from configs.errors import ArchitectureError, SourceError, UsageError
+from configs.errors import ArchitectureError, DiskError, FerryError, SourceError
 
 FLAG = "--prove"
 WITHOUT = "convert without --prove"
@@ -95,10 +96,10 @@ def require_torch() -> None:
     """See that torch is there; costs nothing.
 
     Raises:
-        UsageError: it is not.
+        FerryError: it is not.
     """
     if importlib.util.find_spec(_LIBRARY) is None:
-        raise UsageError(
+        raise FerryError(
             FLAG,
             "needs torch, which is not installed; without it nothing can say whether the result "
             "computes what transformers computes: RoPE, norms, attention, the layout of matrices",
@@ -110,15 +111,21 @@ def open_source(path: Path) -> Source:
     """Read what a source says of itself.
 
     Raises:
-        UsageError: torch is not installed.
+        FerryError: torch is not installed.
         ArchitectureError: it is packed in a way that transformers does not read here.
         SourceError: it is damaged or incomplete.
     """
     require_torch()
     if is_staging(path):
         raise SourceError(path, "is a conversion that was never finished", "run it again")
+    if find_files(path) is not None:
+        what = "holds nanochat's own files, which transformers can't read: nothing to prove by"
+        raise ArchitectureError(path, what, WITHOUT)
     config = read_model_config(path)
     catalog = read_catalog(path)
+    if any(shard.suffix != SAFETENSORS for shard in catalog.shards):
+        what = "holds PyTorch's files, and a proof reads safetensors alone"
+        raise ArchitectureError(path, what, WITHOUT)
     if is_mlx(config, catalog.metadata):
         raise ArchitectureError(
             path, "is an MLX folder, which transformers can't read: nothing to prove by", WITHOUT
@@ -133,11 +140,11 @@ def check_reference(path: Path) -> None:
     Builds the model and finds a tensor for each of its parameters; takes some seconds.
 
     Raises:
-        UsageError: torch is not installed.
+        FerryError: torch is not installed.
         ArchitectureError: transformers can't, or this machine has too little memory for it.
         SourceError: the source is damaged or incomplete.
     """
-    found = _run(open_source(path), None, lambda *_: None)
+    found = run_transformers(open_source(path), None, lambda *_: None)
     needed, held = 3 * found["largest_block_bytes"], _physical_memory()
     if held is not None and needed > held:
         raise ArchitectureError(
@@ -154,10 +161,10 @@ def computed_reference(source: Source, step: Step) -> Iterator[Reference]:
 
     Raises:
         ArchitectureError: transformers can't.
+        DiskError: there is no room for what it leaves, a few megabytes a layer.
     """
-    with tempfile.TemporaryDirectory(prefix="mlx-ferry-proof-") as name:
-        folder = Path(name)
-        found = _run(source, folder, step)
+    with _temporary_folder() as folder:
+        found = run_transformers(source, folder, step)
         yield Reference(
             folder=folder,
             model=found["model"],
@@ -168,10 +175,22 @@ def computed_reference(source: Source, step: Step) -> Iterator[Reference]:
         )
 
 
-def _run(source: Source, folder: Path | None, step: Step) -> dict[str, Any]:
-    """Start the process and follow it to its end."""
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    try:
+        made = tempfile.TemporaryDirectory(prefix="mlx-ferry-proof-")
+    except OSError as error:
+        raise DiskError(
+            "TMPDIR", f"no folder for temporary files ({error.strerror})", "set TMPDIR to one"
+        ) from error
+    with made as name:
+        yield Path(name)
+
+
+def order_for(source: Source, folder: Path | None) -> dict[str, Any]:
+    """What the process is to do: compute into a folder, or, without one, only build the model."""
     tokenizer = file_in(source.path, _TOKENIZER)
-    order = {
+    return {
         "config": untagged(source.config),
         "tensors": {name: str(ref.file.absolute()) for name, ref in source.catalog.items()},
         "tokenizer": str(tokenizer.absolute()) if tokenizer.is_file() else None,
@@ -180,7 +199,16 @@ def _run(source: Source, folder: Path | None, step: Step) -> dict[str, Any]:
         "fewest_tokens": FEWEST_TOKENS,
         "folder": None if folder is None else str(folder),
     }
-    script = Path(__file__).with_name("transformers_model.py")
+
+
+def run_transformers(source: Source, folder: Path | None, step: Step) -> dict[str, Any]:
+    """Start the process and follow it to its end; gives its facts.
+
+    Raises:
+        ArchitectureError: transformers can't compute the source.
+    """
+    order = order_for(source, folder)
+    script = Path(__file__).with_name("transformers_child.py")
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints:
         try:
             child = subprocess.Popen(

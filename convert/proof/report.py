@@ -13,6 +13,9 @@ from typing import Any
 from convert.proof.tensors import TensorCheck
 
 _SHOWN = 8
+_NOISE = 1e-5
+"""Errors below are the order of float32 sums, which another number of threads changes: a receipt,
+the same from run to run, says this much instead."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +93,13 @@ class Proof:
             if not row.structure_ok:
                 yield (
                     f"{row.name}: with the source's own weights it is off by "
-                    f"{_share(row.structure)}, more than {_share(row.structure_allowed)}: "
+                    f"{_exactly(row.structure)}, more than {_exactly(row.structure_allowed)}: "
                     "mlx-lm computes something else"
                 )
             elif not row.written_ok:
                 yield (
-                    f"{row.name}: as written it is off by {_share(row.written)}, more than "
-                    f"{_share(row.written_allowed)}, which {self.form} allows"
+                    f"{row.name}: as written it is off by {_exactly(row.written)}, more than "
+                    f"{_exactly(row.written_allowed)}, which {self.form} allows"
                 )
         for tensor in self.tensors:
             if tensor.fault:
@@ -111,13 +114,14 @@ class Proof:
             return f"not proven: {found[0]}{more}"
         return (
             f"proven: on {self.tokens} tokens it computes what {self.reference} does, within "
-            f"{_share(max(row.structure for row in self.rows))} before rounding to {self.form}"
+            f"{_share(max(_NOISE, *(row.structure for row in self.rows)))} before rounding to "
+            f"{self.form}"
         )
 
     def as_json(self) -> dict[str, Any]:
         """For a receipt: figures by name, and a short object for each stage.
 
-        Nothing in it differs from run to run.
+        Nothing in it differs from run to run: errors have two digits, and are 1e-5 at least.
         """
         return {
             "ok": self.ok,
@@ -125,10 +129,10 @@ class Proof:
             "reference": self.reference,
             "form": self.form,
             "tokens": self.tokens,
-            "structure_error": _rounded(max(row.structure for row in self.rows)),
-            "written_error": _rounded(max(row.written for row in self.rows)),
-            "logits_error": _rounded(self.logits),
-            "kl_nats": _rounded(self.divergence),
+            "structure_error": _error(max(row.structure for row in self.rows)),
+            "written_error": _error(max(row.written for row in self.rows)),
+            "logits_error": _error(self.logits),
+            "kl_nats": _error(self.divergence),
             "top1_agreement": _rounded(self.agreement),
             "tensors": len(self.tensors),
             "faults": list(self.faults()),
@@ -136,10 +140,10 @@ class Proof:
             "stages": [
                 {
                     "name": row.name,
-                    "structure": _rounded(row.structure),
+                    "structure": _error(row.structure),
                     "structure_allowed": _rounded(row.structure_allowed),
-                    "rounded": _rounded(row.rounded),
-                    "written": _rounded(row.written),
+                    "rounded": _error(row.rounded),
+                    "written": _error(row.written),
                     "written_allowed": _rounded(row.written_allowed),
                 }
                 for row in self.rows
@@ -192,6 +196,16 @@ def _share(error: float) -> str:
     return f"{error:.1e}"
 
 
+def _exactly(error: float) -> str:
+    """The same with one digit more, to be told from what is allowed."""
+    return f"{error:.2e}"
+
+
+def _error(value: float) -> float | None:
+    """An error for a receipt."""
+    return _rounded(value if math.isnan(value) else max(_NOISE, value))
+
+
 def _rounded(value: float) -> float | None:
-    """Two digits, which every run has in common; null for what JSON has no number for."""
+    """Two digits; null for what JSON has no number for."""
     return float(f"{value:.2g}") if math.isfinite(value) else None

@@ -17,7 +17,7 @@ from checkpoint.architecture.recipes import Recipe, row_blocks
 from checkpoint.packing import Quantization
 from convert.proof import tolerance
 from convert.proof.errors import number
-from convert.proof.values import FolderValues, RoundedValues, stored_form
+from convert.proof.values import FolderValues, RoundedValues, is_computed, stored_form
 
 _BLOCK_BYTES = 8 << 20
 
@@ -47,7 +47,8 @@ def check_tensors(
     """Compare every parameter; each has the same name and shape on both sides."""
     for name, recipe in written.recipes.items():
         form, _ = stored_form(recipe)
-        sums = _Sums()
+        made = source.recipes[name]
+        sums = _Sums(tolerance.computed(made.dtype) if is_computed(made) else 0.0)
         for box in _boxes(recipe):
             blocks = [each.read(name, box) for each in (source, rounded, written)]
             sums.add(*(block.reshape(-1, block.shape[-1] if block.ndim else 1) for block in blocks))
@@ -77,9 +78,14 @@ def _boxes(recipe: Recipe) -> Iterator[tuple[tuple[int, int], ...]]:
 
 
 class _Sums:
-    """What is summed up over a parameter's blocks."""
+    """What is summed up over a parameter's blocks.
 
-    def __init__(self) -> None:
+    Args:
+        slack: How far a value that is not packed may be off, relative to itself.
+    """
+
+    def __init__(self, slack: float) -> None:
+        self._slack = slack
         self.size = self.error = self.rounding = 0.0
         self._rows = self._odd_rows = self._odd_values = self._values = 0
         self._finite = True
@@ -94,7 +100,8 @@ class _Sums:
         too_far = error > tolerance.ROW_ERROR**2 * rounding + floor
         too_steep = mx.abs(slope) > tolerance.ROW_SLOPE * size + floor
         odd_rows = (too_far | too_steep).sum()
-        odd_values, finite = (written != rounded).sum(), mx.isfinite(written).all()
+        odd_values = (~(mx.abs(written - rounded) <= self._slack * mx.abs(rounded))).sum()
+        finite = mx.isfinite(written).all()
         totals = [each.sum() for each in (size, error, rounding)]
         mx.eval(odd_rows, odd_values, finite, *totals)
         self._rows, self._values = self._rows + size.size, self._values + exact.size

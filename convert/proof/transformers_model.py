@@ -1,62 +1,25 @@
-"""The child process in which transformers computes a source, block by block.
+"""transformers' model of a source, its weights in memory one block at a time.
 
 Owns the reference: the model of transformers' own class for a config, in float32 on the
 CPU, its weights read from the source's shards by transformers' own loading just before a
-block runs and freed right after it. Run by its path, not imported; knows nothing of MLX or
-of this project's other modules. The order arrives on stdin, the answer leaves on stdout
-line by line, hidden states and logits as safetensors files in a folder. Only classes that
-transformers itself ships are used, so no code of a model folder runs.
+block runs and freed right after it. Knows nothing of MLX, of this project's other modules,
+or of what is computed with it. Only classes that transformers itself ships are used, so no
+code of a model folder runs.
 
 transformers can keep weights on disk by itself (`device_map`, with accelerate), but then
 writes everything that it fuses, all experts of a model, to disk once more in float32. Here
-nothing is written but what the layers give.
+nothing is written.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import resource
-import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
-
-SETTINGS = {
-    "HF_DEACTIVATE_ASYNC_LOAD": "1",  # the weights of a block one by one, not all at once
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_VERBOSITY": "critical",
-}
 
 
 class UnprovableError(Exception):
     """What transformers can't compute, in words for the user."""
-
-
-def main() -> None:
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is no answer
-    os.environ.update(SETTINGS)
-    order = json.load(sys.stdin)
-
-    def answer(**content: Any) -> None:
-        print(json.dumps(content), file=answers, flush=True)
-
-    try:
-        blocks = Blocks(build(order["config"]), order["tensors"])
-        facts = {
-            "model": type(blocks.model).__name__,
-            "largest_block_bytes": blocks.largest_bytes,
-            "most_layers": blocks.most_layers,
-        }
-        if order["folder"] is not None:
-            ids = token_ids(order, blocks.model.config)
-            facts |= compute(blocks, ids, Path(order["folder"]), answer)
-        answer(done=facts, peak_memory_bytes=peak_bytes())
-    except UnprovableError as error:
-        answer(unprovable=str(error))
 
 
 def build(config: dict[str, Any]) -> Any:
@@ -246,93 +209,3 @@ def _nothing(parameter: Any) -> Any:
 
     value = torch.full((), torch.nan, dtype=parameter.dtype).expand(parameter.shape)
     return torch.nn.Parameter(value, requires_grad=False)
-
-
-def token_ids(order: dict[str, Any], config: Any) -> list[int]:
-    """The text by the source's tokenizer, or ids spread over the vocabulary without one."""
-    text_config = config.get_text_config()
-    rows = text_config.vocab_size
-    most = min(order["most_tokens"], getattr(text_config, "max_position_embeddings", None) or 512)
-    ids: list[int] = []
-    if order["tokenizer"] is not None:
-        from tokenizers import Tokenizer
-
-        ids = Tokenizer.from_file(order["tokenizer"]).encode(order["text"]).ids
-        ids = [token for token in ids if token < rows]
-    if len(ids) < order["fewest_tokens"]:
-        ids = [(2654435761 * (step + 1)) % rows for step in range(most)]
-    return ids[:most]
-
-
-def compute(blocks: Blocks, ids: list[int], folder: Path, answer: Any) -> dict[str, Any]:
-    """Run the model and write what each decoder layer takes and gives, and the logits.
-
-    Writes `layer-<n>.safetensors` with `input` and `output` [tokens, hidden], and
-    `ends.safetensors` with `ids` [tokens] and `logits` [tokens, vocabulary].
-    """
-    import torch
-    from safetensors.torch import save_file
-
-    place = {
-        id(layer): (path, n) for path, ls in blocks.lists.items() for n, layer in enumerate(ls)
-    }
-    ran: dict[str, int] = {}
-    inputs: dict[int, Any] = {}
-    count = 0
-
-    def before(name: str, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        blocks.load(names[name])
-        if id(module) in place:
-            given: Any = args[0] if args else kwargs["hidden_states"]
-            inputs[id(module)] = given[0].float().clone(memory_format=torch.contiguous_format)
-
-    def after(name: str, module: Any, args: Any, kwargs: Any, output: Any) -> None:
-        nonlocal count
-        blocks.free(names[name])
-        count += 1
-        answer(block=name, number=count, of=len(names))
-        if id(module) not in place:
-            return
-        path, number = place[id(module)]
-        if ran.setdefault(path, 0) != number:
-            raise UnprovableError(f"transformers runs {name} out of order or more than once")
-        ran[path] += 1
-        hidden = output[0] if isinstance(output, (tuple, list)) else output
-        pair = {"input": inputs.pop(id(module)), "output": hidden[0].float().contiguous()}
-        save_file(pair, folder / f"{path}-{number:05d}.safetensors")
-
-    names = {}
-    for name, module in blocks.blocks.items():
-        own = [f"{name}.{key}" for key in module.state_dict()]
-        if not own:
-            continue
-        names[name] = own
-        module.register_forward_pre_hook(
-            lambda m, a, k, name=name: before(name, m, a, k), with_kwargs=True
-        )
-        module.register_forward_hook(
-            lambda m, a, k, o, name=name: after(name, m, a, k, o), with_kwargs=True
-        )
-    blocks.load(blocks.resident)
-    with torch.inference_mode():
-        logits = blocks.model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
-    ends = {"ids": torch.tensor(ids, dtype=torch.int32), "logits": logits.float().contiguous()}
-    save_file(ends, folder / "ends.safetensors")
-    if not logits.isfinite().all():
-        raise UnprovableError("transformers' own logits are infinite or NaN")
-    if not ran:
-        raise UnprovableError("transformers' model has no list of layers")
-    path = max(ran, key=lambda each: ran[each])
-    return {"layers": ran[path], "path": path, "tokens": len(ids)}
-
-
-def peak_bytes() -> int:
-    """The largest resident memory that this process has had."""
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text("ascii")
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-if __name__ == "__main__":
-    main()

@@ -7,15 +7,27 @@ source and of a written folder; knows nothing of models or of what is compared.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import mlx.core as mx
 
 from checkpoint.architecture.packed import Dequantize
 from checkpoint.architecture.reader import TensorReader
-from checkpoint.architecture.recipes import Box, Computed, Elementwise, Recipe, walk, whole
+from checkpoint.architecture.recipes import (
+    Box,
+    Computed,
+    Concatenate,
+    Elementwise,
+    OneInput,
+    Recipe,
+    walk,
+    whole,
+)
 from checkpoint.architecture.trace import mlx_dtype
 from checkpoint.packing import Quantization
+
+HALF = (mx.bfloat16, mx.float16)
 
 
 class Values(Protocol):
@@ -102,23 +114,51 @@ def stored_form(written: Recipe) -> tuple[Quantization | None, mx.Dtype | None]:
     return None, written.dtype
 
 
-def arithmetic_dtypes(source: Recipe) -> set[mx.Dtype]:
-    """The half-precision dtypes in which mlx-lm computes a weight out of the source's.
+def in_float32(recipe: Recipe) -> Recipe:
+    """The same recipe without a rounding to half precision on the way.
 
-    Such as the 1 that its `sanitize` adds to some norms: rounded where transformers rounds
-    nothing.
+    mlx-lm's `sanitize` computes some weights out of the source's, such as a norm's with 1
+    added, in the source's dtype; transformers computes in float32. `Computed` recipes, which
+    are no graph, stay as they are.
     """
-    return {
-        node.dtype
-        for node in walk(source)
-        if isinstance(node, (Elementwise, Computed))
-        and node.dtype in (mx.bfloat16, mx.float16)
-        and not _only_casts(node)
-    }
+    half = recipe.dtype in HALF
+    if not recipe.inputs:
+        widen = half and not isinstance(recipe, Computed)
+        return _cast(recipe, mx.float32) if widen else recipe
+    parts = tuple(map(in_float32, recipe.inputs))
+    if half and _only_casts(recipe):
+        return parts[0] if parts[0].dtype == mx.float32 else _cast(parts[0], mx.float32)
+    dtype = mx.float32 if half else recipe.dtype
+    if isinstance(recipe, OneInput):
+        return replace(recipe, dtype=dtype, part=parts[0])
+    if isinstance(recipe, (Concatenate, Elementwise)):
+        return replace(recipe, dtype=dtype, parts=parts)
+    return recipe
 
 
-def _only_casts(node: Recipe) -> bool:
-    return isinstance(node, Elementwise) and len(node.parts) == 1
+def half_dtypes(recipe: Recipe) -> set[mx.Dtype]:
+    """The half-precision dtypes in which a recipe is computed whole."""
+    found = {node.dtype for node in walk(recipe) if isinstance(node, Computed)}
+    return found.intersection(HALF)
+
+
+def is_computed(recipe: Recipe) -> bool:
+    """Whether a recipe does more than move values and change their dtype."""
+    return any(
+        isinstance(node, Computed) or (isinstance(node, Elementwise) and not _only_casts(node))
+        for node in walk(recipe)
+    )
+
+
+def _cast(recipe: Recipe, dtype: mx.Dtype) -> Recipe:
+    return Elementwise(recipe.shape, dtype, (recipe,), lambda array: array.astype(dtype))
+
+
+def _only_casts(recipe: Recipe) -> bool:
+    """Whether a recipe changes nothing but the dtype."""
+    if not isinstance(recipe, Elementwise) or len(recipe.parts) != 1:
+        return False
+    return recipe.parts[0].dtype != recipe.dtype
 
 
 def as_float32(array: mx.array) -> mx.array:

@@ -56,7 +56,7 @@ def run_batch(
     """
     memory = session.settings.memory
     engine = session.engine(loaded, max_rows=memory.batch_size)
-    engine.budget_bytes = kv_budget(loaded.placement, session.folder.weight_bytes, memory.limit)
+    engine.budget_bytes = kv_budget(loaded.placement, loaded.weight_bytes, memory.limit)
     about = describe_run(name, loaded)
     with _opened(output, _identity(session, source, about, raw), force=force) as rows:
         done, failed = (rows.done, rows.failed) if isinstance(rows, Written) else (0, 0)
@@ -115,6 +115,7 @@ def _identity(session: Session, source: Source, about: Run, raw: bool) -> dict[s
         "generate": repr(settings.generate),
         "tokenizer": repr(settings.tokenizer),
         "kv_bits": settings.memory.kv_bits,
+        "kv_start": settings.memory.kv_start,
         "context": settings.memory.context,
         "load_bits": settings.memory.load_bits,
     }

@@ -15,6 +15,7 @@ from configs.checks import InvalidValue, nearest, shown
 from configs.errors import RequestError
 from configs.keys import KEYS
 from configs.schema import GenerateTable
+from inference.batch.messages import read_messages, response_form
 from inference.request import Message
 
 Form = Literal["own", "chat", "completion"]
@@ -27,14 +28,16 @@ _OWN = frozenset({"id", "prompt", "messages", "raw", "system"})
 _URLS: Mapping[str, Form] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
 # OpenAI's names of options, where they differ from ours.
 _RENAMED = {"max_completion_tokens": "max_tokens"}
+# The forms that an answer can have, and none of them.
+_FORMS: Mapping[str, Any] = {"json_schema": None, "regex": None, "choice": ()}
+# What only a chat's answer can have.
+_OF_CHAT = frozenset({"thinking", "thinking_budget", "tools"})
 # Said in a request without a meaning for the answer's text.
 _IGNORED = frozenset({"model", "user", "metadata", "store", "service_tier", "seed_source"})
 # Allowed only with the value that asks for what is done anyway.
 _FIXED: Mapping[str, tuple[Any, ...]] = {
     "stream": (False, None),
     "stream_options": (None,),
-    "response_format": (None, {"type": "text"}),
-    "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "modalities": (None, ["text"]),
     "echo": (False, None),
@@ -70,6 +73,9 @@ class Line:
             RequestError: Values that don't go together.
         """
         try:
+            # A form of the line's own takes the place of the command's.
+            if self.options.keys() & _FORMS.keys():
+                default = replace(default, **_FORMS)
             return replace(default, **self.options)
         except InvalidValue as error:
             raise RequestError(".".join(map(str, error.path)), error.what, error.mend) from error
@@ -109,7 +115,7 @@ def _own(value: Mapping[str, Any]) -> Line:
         for field in ("raw", "system"):
             if value.get(field):
                 raise RequestError(field, "does not go with messages", "leave it out")
-        messages = _messages(value["messages"])
+        messages = read_messages(value["messages"])
         return Line("own", found, messages, "", False, _checked(options))
     text = _text("prompt", value["prompt"])
     if system is not None:
@@ -117,6 +123,8 @@ def _own(value: Mapping[str, Any]) -> Line:
             raise RequestError("system", "does not go with raw", "leave one of them out")
         messages = (Message("system", system), Message("user", text))
         return Line("own", found, messages, "", False, _checked(options))
+    if raw:
+        _refuse_of_chat(options)
     return Line("own", found, (), text, raw, _checked(options))
 
 
@@ -134,18 +142,29 @@ def _openai(value: Mapping[str, Any]) -> Line:
         raise RequestError("body", "is missing or not an object")
     form, options = _URLS[url], {}
     asked = "messages" if form == "chat" else "prompt"
-    known = OPTIONS | _RENAMED.keys() | _IGNORED | _FIXED.keys() | {asked, "top_logprobs"}
+    known = OPTIONS | _RENAMED.keys() | _IGNORED | _FIXED.keys()
+    known |= {asked, "top_logprobs", "response_format"}
     _refuse_unknown(body, known)
     for name, given in body.items():
         if name in _FIXED and given not in _FIXED[name]:
             raise RequestError(name, f"{shown(given)} can't be honoured", "leave it out")
         if given is not None and (option := _RENAMED.get(name, name)) in OPTIONS:
             options[option] = given
+    options |= response_form(body.get("response_format"))
+    if body.get("tool_choice") == "none":
+        options.pop("tools", None)
     if form == "chat":
         _chat_logprobs(options, body)
-        messages = _messages(body.get("messages"))
+        messages = read_messages(body.get("messages"))
         return Line(form, found, messages, "", False, _checked(options))
+    _refuse_of_chat(options)
     return Line(form, found, (), _text("prompt", body.get("prompt")), True, _checked(options))
+
+
+def _refuse_of_chat(options: Mapping[str, Any]) -> None:
+    for name in sorted(_OF_CHAT & options.keys()):
+        what = "is the chat template's, which goes with no plain text"
+        raise RequestError(name, what, "leave it out, or give messages")
 
 
 def _chat_logprobs(options: dict[str, Any], body: Mapping[str, Any]) -> None:
@@ -163,7 +182,7 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options as their keys keep them."""
     made = {}
     for name, value in options.items():
-        if value is None:
+        if value is None or (name == "tools" and value == []):
             continue
         if name == "stop" and isinstance(value, str):
             value = [value]
@@ -172,32 +191,6 @@ def _checked(options: Mapping[str, Any]) -> dict[str, Any]:
         except InvalidValue as error:
             raise RequestError(name, error.what, error.mend) from error
     return made
-
-
-def _messages(value: object) -> tuple[Message, ...]:
-    if not isinstance(value, list) or not value:
-        raise RequestError("messages", "is not a list of messages", "write at least one")
-    return tuple(_message(number, each) for number, each in enumerate(value, 1))
-
-
-def _message(number: int, value: object) -> Message:
-    where = f"message {number}"
-    if not isinstance(value, dict):
-        raise RequestError(where, "is not an object")
-    if unknown := value.keys() - {"role", "content", "name"}:
-        raise RequestError(where, f"{min(unknown)} can't be honoured", "leave it out")
-    role, content = value.get("role"), value.get("content")
-    if not isinstance(role, str) or not role:
-        raise RequestError(where, "has no role", "system, user or assistant")
-    if isinstance(content, list):
-        content = "".join(_part(where, part) for part in content)
-    return Message(role, _text(where, content))
-
-
-def _part(where: str, part: object) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    raise RequestError(where, "has a part that is not text", "send text alone")
 
 
 def _text(where: str, value: object) -> str:

@@ -52,6 +52,11 @@ class Row:
                 return answer.finished.error
         return None
 
+    @property
+    def unread_calls(self) -> list[str]:
+        """What is wrong with the calls of tools that can't be read."""
+        return [error["message"] for answer in self.answers for error in answer.calls.errors]
+
     def take(self, event: Event) -> None:
         """Take an event of one of its answers."""
         for answer in self.answers:
@@ -133,8 +138,14 @@ def _choice(at: int, answer: Answer, chat: bool) -> dict[str, Any]:
     logprobs = None
     if answer.request.options.logprobs is not None:
         logprobs = _chat_logprobs(answer.tokens) if chat else _logprobs(answer.tokens)
-    said = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-    reason = None if finished is None else finished.reason
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if answer.thoughts and answer.request.options.thinking != "hide":
+        message["reasoning_content"] = answer.thinking
+    message |= answer.calls.fields() if answer.calls.read or answer.calls.errors else {}
+    said = {"message": message} if chat else {"text": text}
+    reason: str | None = None if finished is None else finished.reason
+    if answer.calls.read and reason == "stop":
+        reason = "tool_calls"
     return {"index": at, **said, "logprobs": logprobs, "finish_reason": reason}
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from configs.command import warn
 from configs.errors import FerryError, RequestError
 from inference.batch.fields import Line, line_id, read_line
 from inference.batch.output import Rows
@@ -68,6 +69,8 @@ class Batch:
                 self.progress(0, event.usage.completion_tokens)
             if row.over:
                 self.failed += row.error is not None
+                for problem in row.unread_calls:
+                    warn(f"row {row.index}: {problem}; it is kept as the model said it")
                 self.rows.put(row.index, row.record(self.about))
                 self.progress(1, 0)
 

@@ -64,12 +64,20 @@ class Conversation:
         return self._last("assistant")
 
     def ask(self, text: str) -> Conversation:
-        """The user says something."""
+        """The user says something.
+
+        Raises:
+            RequestError: What was said before has no answer, as in a file from elsewhere.
+        """
+        if self.waits:
+            mend = "/retry answers it, /undo takes it back"
+            raise RequestError("chat", "the last message has no answer yet", mend)
         return replace(self, messages=(*self.messages, Message("user", text)))
 
-    def answered(self, text: str) -> Conversation:
-        """The assistant answers."""
-        return replace(self, messages=(*self.messages, Message("assistant", text)))
+    def answered(self, said: Message | str) -> Conversation:
+        """The assistant answers, with text alone or with a whole message."""
+        message = Message("assistant", said) if isinstance(said, str) else said
+        return replace(self, messages=(*self.messages, message))
 
     def undo(self) -> Conversation:
         """Without the last turn.

@@ -8,19 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from configs.errors import RequestError
+from configs.errors import FerryError, RequestError
+from inference.cache import SequenceCache, common_length
 from inference.chat.kept import KeptCache
 from inference.events import Event, Failed, Finished
-from inference.request import GenerationOptions, Request, TokenRequest, seed_of_answer
+from inference.marks import Mark
+from inference.request import GenerationOptions, Message, Request, TokenRequest, seed_of_answer
 
 if TYPE_CHECKING:
+    from configs.schema import GenerateTable
     from inference.chat.conversation import Conversation
     from inference.load import LoadedModel
     from inference.session import Session
 
-_WAYS_OUT = "take turns back with /undo, begin anew with /clear, or lower it with /set max_tokens"
+_WAYS_OUT = (
+    "take turns back with /undo, begin anew with /clear, ask for less with /set max_tokens, "
+    "or start again with a larger --context"
+)
 
 
 @dataclass
@@ -45,8 +53,23 @@ class Turns:
         self.totals = Totals()
         self.kept = KeptCache()
         self._session = session
+        self._loaded = loaded
         self._engine = session.engine(loaded)
         self._count = 0
+        self._stays: dict[str, int | None] = {}  # of the last request
+
+    @property
+    def settings(self) -> GenerateTable:
+        """What holds where the chat has set nothing else."""
+        return self._session.settings.generate
+
+    def check(self, changed: Mapping[str, Any]) -> None:
+        """Refuse settings that contradict each other.
+
+        Raises:
+            RequestError: They do.
+        """
+        GenerationOptions.from_table(replace(self.settings, **changed))
 
     @property
     def context(self) -> int | None:
@@ -67,7 +90,7 @@ class Turns:
             RequestError: It does not fit the context; it is never cut.
             TemplateError: The template refuses it.
         """
-        table = replace(self._session.settings.generate, **changed)
+        table = replace(self.settings, **changed)
         options = GenerationOptions.from_table(table)
         sampling = options.sampling
         seed = seed_of_answer(sampling.seed, attempt)
@@ -75,16 +98,19 @@ class Turns:
         self._count += 1
         asked = Request(str(self._count), messages=conversation.whole, options=options)
         try:
-            return self._session.tokenize(asked, own_max_tokens="max_tokens" in changed)
+            made = self._session.tokenize(asked, own_max_tokens="max_tokens" in changed)
         except RequestError as error:
             if error.where != "--prompt":
                 raise
             raise RequestError("chat", error.what, _WAYS_OUT) from error
+        self._stays = {made.id: self._length_that_stays(made, asked)}
+        return made
 
     def run(self, request: TokenRequest) -> Iterator[Event]:
         """The events of the answer."""
         given = self.kept.take(request.prompt)
-        self._engine.submit(request, given, keep=True, look=self.kept.mark)
+        stays = self._stays.get(request.id)
+        self._engine.submit(request, given, keep=True, look=self.kept.mark, look_at=stays)
         sound = False
         try:
             for event in self._engine.run():
@@ -99,9 +125,68 @@ class Turns:
             held = self._engine.take_cache(request.id)
             self.kept.put(held if sound else None)
 
+    def _length_that_stays(self, request: TokenRequest, asked: Request) -> int | None:
+        """How much of a prompt the next one will begin with; None where nobody needs to know.
+
+        A template may end a prompt with more than it tells of an answer later: with the mark
+        that begins a thought, which the history then leaves out. A cache that can't be cut
+        has to be marked before that.
+        """
+        if not self._needs_marks:
+            return None
+        coming = (*asked.messages, Message("assistant", "x"), Message("user", "x"))
+        options = replace(asked.options, max_tokens=1, min_tokens=0)
+        try:
+            after = self._session.tokenize(
+                replace(asked, messages=coming, options=options), own_max_tokens=True
+            )
+        except FerryError:  # it will not fit, so there is no next one
+            return None
+        stays = common_length(request.prompt, after.prompt)
+        return stays if 0 < stays < len(request.prompt) - 1 else None
+
+    @cached_property
+    def _needs_marks(self) -> bool:
+        return Mark.of(SequenceCache(self._loaded.model)) is not None
+
     def cancel(self, request: TokenRequest) -> None:
         """End the answer with what it has; a signal handler may call it."""
         self._engine.cancel(request.id)
+
+    def save_cache(self, path: Path) -> bool:
+        """Write the cache to a file; False where there is none yet.
+
+        Raises:
+            DiskError: It can't be written; what was there is still there.
+        """
+        from inference.cache_file import save
+
+        contents = self.kept.contents()
+        if contents is None:
+            return False
+        save(path, *contents, self._identity)
+        return True
+
+    def load_cache(self, path: Path) -> int:
+        """Go on from the cache in a file; how many tokens it has read.
+
+        Raises:
+            SourceError: It is none, or of another model, dtype or kind of cache.
+            DiskError: It can't be read.
+        """
+        from inference.cache_file import load
+
+        form = self._session.kv_form
+        held, marks = load(path, self._loaded.model, form, self._identity)
+        self.kept.restore(held, marks)
+        return len(held.tokens)
+
+    @cached_property
+    def _identity(self) -> dict[str, str]:
+        from inference.cache_file import identity
+
+        load_bits = self._session.settings.memory.load_bits
+        return identity(self._loaded, self._session.kv_form, load_bits)
 
     def _count_in(self, event: Finished) -> None:
         usage, totals = event.usage, self.totals

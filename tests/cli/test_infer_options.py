@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from inference.cli import main
 from inference.flags import GENERATE_FLAGS, parser
 from inference.options import MODES, OPTIONS, Option, markdown
-from tests.factories_inference import write_mlx
+from tests.factories_inference import edit_json, write_mlx
+from tests.factories_talk import TEMPLATE
 
 ROOT = Path(__file__).parents[2]
 IN_PLACE_OF_A_RUN = {"--show-config", "--version", "--help"}
@@ -19,6 +23,10 @@ IN_PLACE_OF_A_RUN = {"--show-config", "--version", "--help"}
 VALUES = {
     "--model": "{folder}",
     "--load-bits": "8",
+    "--context": "200",
+    "--kv-bits": "8",
+    "--kv-start": "4",
+    "--memory-limit": "8GB",
     "--device": "cpu",
     "--dtype": "float32",
     "--config": "{folder}/mine.toml",
@@ -28,6 +36,7 @@ VALUES = {
     "--system": "be brief",
     "--text-file": "{folder}/prompt",
     "--ids-file": "{folder}/ids.json",
+    "--session": "{folder}/chat.json",
     "--window": "16",
     "--stride": "4",
     "--html": "{folder}/page.html",
@@ -53,6 +62,12 @@ VALUES = {
     "--stop-token": "<|im_end|>",
     "--seed": "9",
     "--logprobs": "2",
+    "--thinking": "hide",
+    "--thinking-budget": "2",
+    "--tools": "{folder}/tools.json",
+    "--json-schema": "{folder}/schema.json",
+    "--regex": "[a-z]{2,5}",
+    "--choice": "yes",
     "--n": "2",
 }
 MODE_FLAGS = {
@@ -60,11 +75,15 @@ MODE_FLAGS = {
     "stream": ["--prompt", "hi", "--stream"],
     "json": ["--prompt", "hi", "--json"],
     "stream json": ["--prompt", "hi", "--stream", "--json"],
+    "chat": ["--chat"],
     "batch": ["--batch", "{folder}/rows.jsonl"],
     "score": ["--score", "--ids-file", "{folder}/ids.json"],
 }
 # What an option needs beside it, in the modes that honour it.
-BESIDE = {"--force": ["--output", "{folder}/forced.jsonl"]}
+BESIDE = {
+    "--force": ["--output", "{folder}/forced.jsonl"],
+    "--kv-start": ["--kv-bits", "8"],
+}
 # What gives a text to score, of which there is one.
 TEXTS = ("--prompt", "--text-file", "--ids-file")
 
@@ -75,6 +94,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "mine.toml").write_text("[memory]\ncontext = 200\n")
     (made / "prompt").write_text("hi")
     (made / "ids.json").write_text("[5, 6, 7]")
+    (made / "schema.json").write_text('{"type": "boolean"}')
+    (made / "tools.json").write_text('[{"type": "function", "function": {"name": "add"}}]')
+    edit_json(made / "tokenizer_config.json", chat_template=TEMPLATE)
+    tokenizer = Tokenizer.from_file(str(made / "tokenizer.json"))
+    marks = ("python_start", "python_end", "output_start", "output_end")
+    tokenizer.add_special_tokens([f"<|{mark}|>" for mark in marks])  # for --calculator
+    tokenizer.save(str(made / "tokenizer.json"))
     (made / "rows.jsonl").write_text('{"prompt": "hi"}\n')
     return made
 
@@ -105,8 +131,8 @@ def arguments(folder: Path, mode: str, option: Option) -> list[str]:
 
 def output_of(mode: str, out: str) -> str:
     """The text of the answers, whatever shows it."""
-    if mode in ("text", "stream"):
-        return out
+    if mode in ("text", "stream", "chat"):
+        return out if not out.startswith('{"text"') else f"{json.loads(out)['text']}\n"
     lines = [json.loads(line) for line in out.splitlines()]
     if mode in ("json", "batch"):
         texts = [choice["text"] for choice in lines[0].get("choices", lines)]
@@ -125,16 +151,21 @@ def output_of(mode: str, out: str) -> str:
 
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_every_option_works_in_a_mode_or_is_refused(
-    option: Option, folder: Path, capfd: pytest.CaptureFixture[str]
+    option: Option,
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answers = set()
     for mode in MODES:
-        if option.name in ("--stream", "--json", "--batch", "--score") and mode in option.modes:
-            continue  # it makes the mode
-        if option.name in ("--stream", "--json") and MODES[mode].answers and mode != "batch":
-            continue  # and with it the mode is another
-        if option.name in ("--batch", "--score"):
+        if option.name in ("--stream", "--json") and MODES[mode].answers:
+            if mode not in ("chat", "batch"):
+                continue  # it makes the mode, or another of it
+        elif option.name in ("--stream", "--json") and mode in option.modes:
             continue
+        if option.name in ("--chat", "--batch", "--score"):
+            continue
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hi")))
         code = main(arguments(folder, mode, option))
         out, err = capfd.readouterr()
         if mode in option.modes:

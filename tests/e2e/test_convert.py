@@ -52,6 +52,7 @@ def test_rtn_writes_what_mlx_lm_writes(
 ) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     flags = ["-q", "--bits", f"{bits}", "--group-size", f"{group}", "--mode", mode, "--quiet"]
+    flags += ["--method", "rtn"]
     assert main(["--hf-path", str(sources[kind]), "--mlx-path", str(ours), *flags]) == 0
     mlx_lm.convert(
         str(sources[kind]), str(theirs), quantize=True, q_bits=bits, q_group_size=group, q_mode=mode
@@ -88,7 +89,7 @@ def test_stock_mlx_lm_loads_it_and_goes_on_the_same(
     kind: str, sources: dict[str, Path], tmp_path: Path
 ) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    flags = ["-q", "--dtype", "float32", "--max-shard-size", "200KB", "--quiet"]
+    flags = ["-q", "--dtype", "float32", "--max-shard-size", "200KB", "--method", "rtn", "--quiet"]
     assert main(["--hf-path", str(sources[kind]), "--mlx-path", str(ours), *flags]) == 0
     assert len(list(ours.glob("model-*-of-*.safetensors"))) > 1
     mlx_lm.convert(str(sources[kind]), str(theirs), quantize=True, dtype="float32")

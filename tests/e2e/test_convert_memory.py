@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.factories_models import shapes, write_tokenizer
+from tests.factories_pickles import as_pickle
 
 BOUND = 300_000_000
 WIDE = {
@@ -84,4 +85,19 @@ def test_peak_memory_is_bounded(
     assert receipt["tensor_bytes"] >= total * (0.25 if "-q" in flags else 1)
     assert receipt["peak_memory_bytes"] <= BOUND
     assert receipt["peak_memory_bytes"] <= receipt["expected_peak_memory_bytes"]
+    shutil.rmtree(tmp_path)
+
+
+def test_peak_memory_is_bounded_for_pytorch_files(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    sparse_checkpoint(source, WIDE)
+    as_pickle(source)
+    command = [sys.executable, "-m", "convert", "--hf-path", str(source), "-q", "--json"]
+    done = subprocess.run(
+        [*command, "--mlx-path", str(tmp_path / "out"), "--quiet"],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert json.loads(done.stdout)["peak_memory_bytes"] <= BOUND
     shutil.rmtree(tmp_path)

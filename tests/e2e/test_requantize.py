@@ -115,7 +115,7 @@ def test_quantized_anew_is_dequantized_and_quantized(
 ) -> None:
     source = convert(sources[kind], tmp_path / "source", *quantizing(*form))
     capsys.readouterr()
-    out = convert(source, tmp_path / "out", *quantizing(*ODD))
+    out = convert(source, tmp_path / "out", *quantizing(*ODD), "--method", "rtn")
     assert "quantized already" in capsys.readouterr().err
     before, found = load(source), load(out)
     weights = plain(before, config_of(source))
@@ -201,7 +201,7 @@ def test_modules_that_the_config_leaves_out(sources: dict[str, Path], tmp_path: 
     kept = convert(source, tmp_path / "kept")
     assert_same_tensors(load(kept), load(source))
     mlx_lm.utils.load_model(kept)
-    out = convert(source, tmp_path / "out", "-q", "--bits", "5")
+    out = convert(source, tmp_path / "out", "-q", "--bits", "5", "--method", "rtn")
     expected = mx.quantize(load(sources["llama"])["lm_head.weight"], bits=5, group_size=64)
     assert mx.array_equal(load(out)["lm_head.weight"], expected[0]).item()
     assert config_of(out)["quantization"] == {"bits": 5, "group_size": 64, "mode": "affine"}

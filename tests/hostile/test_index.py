@@ -228,8 +228,9 @@ def test_bad_shard_is_named(folder: Path) -> None:
         (["config.json"], "holds no weights"),
         ([FIRST, SECOND], f"has neither {INDEX} nor model.safetensors, only '{FIRST}'"),
         (["weights.safetensors"], "only 'weights.safetensors'"),
-        (["adapter_model.safetensors"], "holds an adapter, not a model"),
-        (["pytorch_model.bin"], "only as PyTorch pickles (pytorch_model.bin)"),
+        (["adapter_model.safetensors"], "holds an adapter alone (adapter_model.safetensors)"),
+        (["epoch=3.ckpt"], "only as a training checkpoint (epoch=3.ckpt)"),
+        (["a.pt", "b.pth", "optimizer.pt"], "holds 2 PyTorch files: 'a.pt', 'b.pth'"),
         (["model.gguf"], "only as GGUF (model.gguf)"),
     ],
 )

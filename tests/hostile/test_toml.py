@@ -50,9 +50,9 @@ BAD: list[tuple[str, int, str]] = [
     ("[generate]\nmax_tokens = true\n", 2, "generate.max_tokens: true is not allowed"),
     ("[generate]\nseed = 1979-05-27\n", 2, "generate.seed: 1979-05-27 is not allowed"),
     (
-        "[convert]\nmethod = 'search'\n",
+        "[convert]\nmethod = 'best'\n",
         2,
-        'convert.method: "search" is not allowed; it takes only rtn',
+        'convert.method: "best" is not allowed; it takes search or rtn',
     ),
     ("convert = 4\n", 1, "convert: 4 is not a table; write [convert]"),
     ("[[convert]]\nbits = 4\n", 1, "convert: a list is not a table"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -13,12 +13,14 @@ import pytest
 from configs.errors import GenerationError
 from inference.budget import measure
 from inference.cache import SequenceCache
+from inference.decoding import Together
 from inference.engine import Engine
 from inference.events import Delta, Event, Failed, Finished, Started, Token
 from inference.prefill import Prefill
+from inference.reader import TextReader
 from inference.request import GenerationOptions, SamplingOptions, TokenRequest
 from inference.selfcheck import batching_of
-from tests.factories_inference import tiny_config, tiny_network
+from tests.factories_inference import IdReader, tiny_config, tiny_network
 from tests.factories_models import VOCABULARY
 
 GREEDY = SamplingOptions(temperature=0.0)
@@ -67,22 +69,22 @@ GPT_OSS = {
     "rope_scaling": None,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
-KINDS = ["llama", "gemma2", "gemma3_text", "qwen3_moe", "mamba", "falcon_h1", "gpt_oss"]
+KINDS = [
+    "llama",
+    "gemma2",
+    "gemma3_text",
+    "qwen3_moe",
+    "gpt2",
+    "mamba",
+    "mamba2",
+    "falcon_h1",
+    "gpt_oss",
+]
 
 
 def network(kind: str) -> nn.Module:
     own = {"falcon_h1": FALCON_H1, "gpt_oss": GPT_OSS}
     return tiny_network({**tiny_config("llama"), **own[kind]} if kind in own else tiny_config(kind))
-
-
-class IdReader:
-    stopped = False
-
-    def push(self, token: int) -> str:
-        return f"{token} "
-
-    def flush(self) -> str:
-        return ""
 
 
 def engine(model: nn.Module, **options: Any) -> Engine:
@@ -250,6 +252,51 @@ def test_budget_holds_what_the_caches_take(model: nn.Module) -> None:
         assert cost.decoding(length) < 3 * taken + 2**16
 
 
+def test_every_option_means_the_same_in_a_batch(model: nn.Module) -> None:
+    """Stop strings and tokens, fewest tokens, biases, penalties, several answers."""
+    free = answers(engine(model).run([request("a", ids(20), 30)]))["a"]
+    warm = SamplingOptions(seed=3, temperature=1.2, xtc_probability=0.5, xtc_threshold=0.05)
+    biased = SamplingOptions(seed=4, min_p=0.05, logit_bias=((9, 4.0), (11, -100.0)))
+    present = SamplingOptions(temperature=0.0, presence_penalty=1.5, repetition_penalty=1.2)
+    asked = [
+        request("a", ids(20), 30, stop=(f" {free[7]} {free[8]} ", f"{free[20]}")),
+        request("b", ids(20), 30, stop_ids=free[2:4], min_tokens=9),
+        request("c", ids(33, 1), 25, sampling=warm, logprobs=2),
+        request("d", ids(5, 2), 18, sampling=biased, stop_ids=free[5:6]),
+        request("e", ids(61, 3), 22, sampling=present),
+        *request("f", ids(44, 4), 14, sampling=warm, n=3).answers(),
+    ]
+
+    def texts(events: Iterable[Event]) -> dict[str, tuple[str, str, int]]:
+        said: dict[str, str] = {}
+        ends: dict[str, tuple[str, int]] = {}
+        for event in events:
+            if isinstance(event, Delta):
+                said[event.request] = said.get(event.request, "") + event.text
+            elif isinstance(event, Finished):
+                ends[event.request] = (event.reason, event.usage.completion_tokens)
+        return {name: (said.get(name, ""), *end) for name, end in ends.items()}
+
+    def made(rows: int) -> Engine:
+        def reader(request: TokenRequest) -> TextReader:
+            options = request.options
+            return TextReader(spelled, options.stop, options.min_tokens)
+
+        return Engine(model, reader, max_rows=rows)
+
+    single: dict[str, tuple[str, str, int]] = {}
+    for one in asked:
+        single |= texts(made(1).run([one]))
+    assert single["a"][1] == "stop" and single["a"][2] < 30
+    assert single["b"][2] >= 9 and len({single[f"f{n}"][0] for n in ("", ".1", ".2")}) == 3
+    for rows in (3, 8):
+        assert texts(made(rows).run(asked)) == single
+
+
+def spelled(tokens: Sequence[int]) -> str:
+    return "".join(f"{token} " for token in tokens)
+
+
 # What follows does not depend on the kind of cache.
 
 
@@ -275,6 +322,29 @@ def test_a_long_row_makes_all_slots_long(llama: nn.Module) -> None:
     batch = engine(llama, max_rows=4, budget_bytes=5 * cost.decoding(30))
     list(batch.run(asked))
     assert batch.throughput.most_rows == 3
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_the_batch_never_takes_more_than_the_budget(kind: str) -> None:
+    """Short rows, then a long one, then short ones again: no slot or width is left over."""
+    model = network(kind)
+    cost = measure(model)
+    limit = 4 * cost.decoding(900)
+    sizes = [(20, 10)] * 9 + [(600, 300)] + [(20, 200)] * 2 + [(20, 12)] * 9
+    asked = [request(str(n), ids(size, n), length) for n, (size, length) in enumerate(sizes)]
+    batch = engine(model, max_rows=9, budget_bytes=limit)
+    for one in asked:
+        batch.submit(one)
+    taken, most, over = [], 0, 0
+    while over < len(asked):
+        over += sum(isinstance(event, Finished) for event in batch.step())
+        decoder = batch._decoder
+        assert isinstance(decoder, Together)
+        held = [array for layer in decoder._batch._layers for array in layer.arrays()]
+        taken.append(sum(array.nbytes for array in held))
+        most = max(most, batch.throughput.rows)
+    assert max(taken) <= limit and most == 9
+    assert max(taken) > 2 * cost.decoding(900)
 
 
 def test_a_request_that_can_never_fit_fails_in_its_place(llama: nn.Module) -> None:
@@ -401,6 +471,26 @@ def test_bad_logits_end_one_row(llama: nn.Module, bad: float) -> None:
     assert said == {**free, "2": free["2"][:place]}
     assert [ends[name].reason for name in "0123"] == ["length", "length", "error", "length"]
     assert f"at token {place + 1}" in str(ends["2"].error)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "falcon_h1", "gpt_oss"])
+def test_nan_in_a_cache_stays_in_its_row(kind: str) -> None:
+    """The rows that come after it in its slot see nothing of it."""
+    model = network(kind)
+    asked = uneven()
+    free = answers(engine(model).run(asked))
+    seen = {token for one in asked for token in (*one.prompt, *free[one.id], *ids(60))}
+    poison = next(token for token in range(3, VOCABULARY) if token not in seen)
+    embedding = model.model.embed_tokens
+    embedding.weight = mx.where(
+        (mx.arange(VOCABULARY) == poison)[:, None], mx.nan, embedding.weight
+    )
+    assert "lm_head" in model  # it is not tied, so only the cache of a row can be bad
+    bad = [request(f"bad{n}", [*ids(60 - n, n), poison, 5], 4) for n in range(3)]
+    events = list(engine(model, max_rows=3).run([*bad, *asked]))
+    ends = {event.request: event.reason for event in events if isinstance(event, Finished)}
+    assert {ends.pop(one.id) for one in bad} == {"error"}
+    assert set(ends.values()) == {"length"} and answers(events) == free
 
 
 def test_an_error_ends_one_row(llama: nn.Module) -> None:

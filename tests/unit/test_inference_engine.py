@@ -9,31 +9,16 @@ import pytest
 
 from configs.errors import GenerationError, UsageError
 from inference import prefill as prefill_module
-from inference.cache import SequenceCache, check_kv_bits
+from inference.cache import KvForm, SequenceCache, check_kv_bits
 from inference.engine import Engine
 from inference.events import Delta, Event, Failed, Finished, Started
 from inference.prefill import prefill_tokens
 from inference.request import GenerationOptions, SamplingOptions, TokenRequest
-from tests.factories_inference import KINDS, tiny_config, tiny_network
+from tests.factories_inference import KINDS, IdReader, tiny_config, tiny_network
 from tests.factories_models import VOCABULARY
 
 GREEDY = SamplingOptions(temperature=0.0)
 PROMPT = tuple((7 * n * n + 3 * n) % VOCABULARY for n in range(40))
-
-
-class IdReader:
-    """A byte tokenizer's reader for tests: each id as text, a stop id of its own."""
-
-    def __init__(self, stop_at: int | None = None) -> None:
-        self.stopped = False
-        self._stop_at = stop_at
-
-    def push(self, token: int) -> str:
-        self.stopped = token == self._stop_at
-        return "" if self.stopped else f"{token} "
-
-    def flush(self) -> str:
-        return ""
 
 
 def request(
@@ -199,7 +184,7 @@ def test_an_error_ends_its_request_alone() -> None:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_kv_bits_quantizes_the_layers_that_allow_it(bits: int) -> None:
     model = tiny_network(tiny_config("gemma3_text"))
-    cache = SequenceCache(model, bits)
+    cache = SequenceCache(model, KvForm(bits))
     kinds = [type(layer).__name__ for layer in cache.layers]
     for _ in range(2):
         mx.eval(model(mx.array([PROMPT]), cache=cache.layers))

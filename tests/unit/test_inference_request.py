@@ -131,13 +131,19 @@ def test_options_of_a_table_keep_every_value() -> None:
         "ignore_eos": True,
         "logprobs": 15,
         "n": 16,
+        "thinking": "fold",
+        "thinking_budget": 17,
+        "tools": '[{"a": 1}]',
     }
     table = GenerateTable(**of_sampling, **others)
     made = GenerationOptions.from_table(table)
     assert made == GenerationOptions(SamplingOptions(**of_sampling), **others)
     told = {**vars(made.sampling), **vars(made)}
-    names = {field.name for field in fields(GenerateTable)} - {"system"}
+    forms: dict[str, Any] = {"json_schema": '{"type": "null"}', "regex": "a+", "choice": ("a", "b")}
+    names = {field.name for field in fields(GenerateTable)} - {"system", *forms}
     assert {name: told[name] for name in names} == {**of_sampling, **others}
+    for name, value in forms.items():  # which go with few others, and not with each other
+        assert getattr(GenerationOptions.from_table(GenerateTable(**{name: value})), name) == value
 
 
 def test_values_are_kept_in_one_form() -> None:

@@ -296,9 +296,9 @@ def test_revisions_that_are_none(there: ModelScope, revision: str) -> None:
     assert there.requests == []
 
 
-def test_repositories_without_safetensors(there: ModelScope) -> None:
-    there.add(REPO, {"config.json": b"{}", "pytorch_model.bin": b"x"})
-    with pytest.raises(HubError, match=r"has no model\*\.safetensors, only 'config\.json'"):
+def test_repositories_without_weights(there: ModelScope) -> None:
+    there.add(REPO, {"config.json": b"{}", "model.gguf": b"x"})
+    with pytest.raises(HubError, match=r"has neither model\*\.safetensors nor .* only 'config\.json"):
         resolve_source(NAMED)
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from checkpoint.architecture.kept import kept
 from checkpoint.architecture.packed import Dequantize, plain_view, same_tensors
 from checkpoint.architecture.reader import TensorReader
 from checkpoint.architecture.recipes import Box, Copy, whole
@@ -86,7 +87,9 @@ def test_codes_as_they_are(name: str, folder: Path) -> None:
         recipe = plain_view(config(), read_catalog(folder), dtype)[f"stack {name}.weight"]
         assert isinstance(recipe, Dequantize)
         with TensorReader() as reader:
-            found = recipe.read_packed(((1, 3), (0, 4), (0, 128)), reader)
+            packed = kept(recipe)
+            assert packed is not None
+            found = packed.read(((1, 3), (0, 4), (0, 128)), reader)
         for array, expected in zip(found, parts_of(folder, f"stack {name}"), strict=True):
             floating = mx.issubdtype(expected.dtype, mx.floating)
             assert array.dtype == (dtype if dtype and floating else expected.dtype)

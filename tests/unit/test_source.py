@@ -251,7 +251,7 @@ def test_revision_that_is_none(hub: Hub, revision: str) -> None:
 
 @pytest.mark.parametrize(
     ("names", "what"),
-    [([], "is empty"), (["pytorch_model.bin", "config.json"], "only 'pytorch_model.bin', 'config")],
+    [([], "is empty"), (["tf_model.h5", "config.json"], "only 'tf_model.h5', 'config.json'")],
 )
 def test_repository_without_safetensors(hub: Hub, names: list[str], what: str) -> None:
     hub.add(REPO, dict.fromkeys(names, b"x"))

@@ -1,0 +1,1 @@
+"""Adapters: small files of what fine-tuning adds to a model."""

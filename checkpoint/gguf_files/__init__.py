@@ -1,0 +1,1 @@
+"""GGUF files, llama.cpp's: their header, their tensors, their config and their tokenizer."""

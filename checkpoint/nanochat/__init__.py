@@ -1,0 +1,1 @@
+"""nanochat's own checkpoints: their eras, folders and tokenizer."""

@@ -1,0 +1,1 @@
+"""Tokenizers that tiktoken saves, made into a tokenizer.json."""

@@ -1,0 +1,113 @@
+"""The flags of `convert`.
+
+Owns their names, groups and help. What goes with what is the command's to say, what values they
+take `configs.keys`'.
+"""
+
+from __future__ import annotations
+
+from configs.arguments import Parser, add_common, add_key
+
+
+def parser() -> Parser:
+    """The flags of `convert`."""
+    made = Parser(
+        "convert",
+        "Carry a Hugging Face checkpoint across to an MLX model folder, plain or quantized.",
+        "convert --hf-path Qwen/Qwen3-8B --quantize --bits 4",
+    )
+    places = made.add_argument_group("source and destination")
+    add_key(
+        places, "--hf-path", key="model.source", help="local folder or hub id of the checkpoint"
+    )
+    add_key(places, "--revision", key="model.revision", help="branch, tag or commit on the hub")
+    add_key(places, "--step", key="model.step", help="step of training, of nanochat's own files")
+    add_key(
+        places,
+        "--mlx-path",
+        "--output-dir",
+        key="model.path",
+        help="folder to write (default: mlx_models/<name>-<bits>bit)",
+    )
+    places.add_argument(
+        "--force",
+        action="store_true",
+        help="replace an existing destination once the new one is whole",
+    )
+    weights = made.add_argument_group("weights")
+    add_key(weights, "-q", "--quantize", key="convert.quantize", help="quantize the weights")
+    add_key(weights, "--bits", key="convert.bits", help="bits per weight")
+    add_key(weights, "--group-size", key="convert.group_size", help="weights that share a scale")
+    add_key(weights, "--mode", key="convert.mode", help="quantization mode")
+    add_key(
+        weights,
+        "--method",
+        key="convert.method",
+        help="how codes and scales are found: search loses less, rtn (rounding to nearest, as"
+        " mlx-lm does) takes a quarter of the time; what they make runs equally fast",
+    )
+    add_key(weights, "--dtype", key="convert.dtype", help="dtype of what is not quantized")
+    add_key(
+        weights, "--max-shard-size", key="convert.max_shard_size", help="largest size of one file"
+    )
+    add_key(
+        weights,
+        "--dequantize",
+        key="convert.dequantize",
+        help="make a plain Hugging Face folder of an MLX one",
+    )
+    weights.add_argument(
+        "--fuse-adapter",
+        metavar="DIR",
+        help="add an adapter of mlx_lm.lora or PEFT to the weights",
+    )
+    texts = made.add_argument_group("tokenizer and template")
+    add_key(
+        texts, "--eos-token", key="tokenizer.eos_tokens", help="one more token that ends an answer"
+    )
+    add_key(
+        texts,
+        "--chat-template",
+        key="tokenizer.chat_template",
+        metavar="FILE",
+        help="jinja file to use in place of the model's own template",
+    )
+    add_key(
+        texts,
+        "--trust-remote-code",
+        key="tokenizer.trust_remote_code",
+        help="run the source's own Python code where its config or tokenizer needs it",
+    )
+    running = made.add_argument_group("how it runs")
+    running.add_argument("--dry-run", action="store_true", help="print the plan and write nothing")
+    running.add_argument(
+        "--no-resume",
+        action="store_true",
+        help="start over, whatever an interrupted conversion has left",
+    )
+    running.add_argument(
+        "--consume-source",
+        action="store_true",
+        help="fetch, convert and release a hub model shard by shard, for small disks",
+    )
+    running.add_argument(
+        "--prove",
+        action="store_true",
+        help="hold the result against what transformers computes from the source",
+    )
+    after = made.add_argument_group("publishing")
+    after.add_argument(
+        "--upload-repo",
+        metavar="ORG/NAME",
+        help="upload the verified folder to this hub repository",
+    )
+    after.add_argument("--private", action="store_true", help="make that repository private")
+    instead = made.add_argument_group("in place of a conversion")
+    instead.add_argument(
+        "--verify", metavar="DIR", help="check a model folder: exit 0, or 1 with what is wrong"
+    )
+    instead.add_argument(
+        "--diff", nargs=2, metavar=("A", "B"), help="compare two model folders tensor by tensor"
+    )
+    add_common(made)
+    return made
