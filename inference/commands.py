@@ -22,6 +22,9 @@ from inference.inputs import read_ids, read_prompt
 if TYPE_CHECKING:
     from configs.resolve import Layers, Resolved
     from inference.events import Event
+    from inference.load import LoadedModel
+    from inference.prompt_cache import PromptCache
+    from inference.request import TokenRequest
     from inference.score import Score
     from inference.session import Session
     from inference.statistics import Run
@@ -32,6 +35,7 @@ _ANSWERS_AT_ONCE = 8
 def answer(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     """One prompt, one answer or several."""
     text = read_prompt(args.prompt, args.prompt_file)
+    _check_cache(args)
     name, session = open_model(args, layers, settings)
     from inference.request import GenerationOptions
 
@@ -54,7 +58,11 @@ def answer(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     render = choose(stream=args.stream, as_json=args.json)
     with wired(loaded.placement), allocating():
         engine = session.engine(loaded, min(len(requests), _ANSWERS_AT_ONCE))
-        events: Iterable[Event] = engine.run(requests)
+        kept = _prompt_cache(args, session, loaded)
+        asked_for: Iterable[TokenRequest] = requests
+        if kept is not None:
+            asked_for = kept.one(engine, requests, lambda: session.length_that_stays(request))
+        events: Iterable[Event] = engine.run(asked_for)
         if args.json:
             events = warned(events, requests)
         else:
@@ -68,6 +76,8 @@ def answer(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     error = next((each.error for each in finished if each.error is not None), None)
     if error is not None:
         raise error
+    if kept is not None:
+        kept.close()
     return 0
 
 
@@ -76,6 +86,7 @@ def batch(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     from inference.batch.source import open_source
 
     source = open_source(Path(args.batch))
+    _check_cache(args)
     name, session = open_model(args, layers, settings)
     # How long the rows are is not known before they are read.
     loaded = load_model(args, session, session.context or 0)
@@ -93,6 +104,7 @@ def batch(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
             raw=args.raw,
             force=args.force,
             quiet=args.quiet,
+            kept=_prompt_cache(args, session, loaded),
         )
     return 1 if failed else 0
 
@@ -146,6 +158,23 @@ def score(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     if not args.quiet:
         note(about.describe())
     return 0
+
+
+def _check_cache(args: argparse.Namespace) -> None:
+    if args.prompt_cache is not None:
+        from inference.prompt_cache import check_place
+
+        check_place(Path(args.prompt_cache))
+
+
+def _prompt_cache(
+    args: argparse.Namespace, session: Session, loaded: LoadedModel
+) -> PromptCache | None:
+    if args.prompt_cache is None:
+        return None
+    from inference.prompt_cache import PromptCache
+
+    return PromptCache(Path(args.prompt_cache), session, loaded, quiet=args.quiet)
 
 
 def _encoded(session: Session, text: str) -> list[int]:

@@ -21,6 +21,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from configs.errors import FerryError
+from inference.beginning import Beginning
 from inference.budget import PIECE_TOKENS, Budget, measure
 from inference.cache import Held, KvForm, SequenceCache
 from inference.decoding import Decoder, OneByOne, Step, Together, own_cache
@@ -104,6 +105,10 @@ class Engine:
             self._kept[request.id] = None
         if look is not None:
             self._lookers[request.id] = look
+
+    def begin_with(self, beginning: Beginning) -> None:
+        """Let every prompt begin with this, as far as it begins alike."""
+        self._prefill.beginning = beginning
 
     def take_cache(self, request: str) -> Held | None:
         """The cache of a request that has finished, if it was to be kept."""
@@ -198,7 +203,7 @@ class Engine:
                 break
             waiting = self._waiting.popleft()
             if not self._fits(request):
-                self._prefill.prefixes.clear()
+                self._prefill.clear()
             if self._budget is not None and not self._fits(request):
                 refusal = self._budget.refusal(len(request.prompt), request.length)
                 events.append(Failed(request.id, refusal))
@@ -289,7 +294,7 @@ class Engine:
             under_way.append(request)
             reading.append(len(request.prompt))
         lengths = [r.length for r in under_way]
-        beginnings = [*self._prefill.prefixes.lengths, beginning]
+        beginnings = [*self._prefill.held, beginning]
         return self._budget.fits(lengths, reading, beginnings)
 
     @cached_property

@@ -146,6 +146,11 @@ def parser() -> Parser:
         key="memory.kv_start",
         help="with --kv-bits: quantize the KV cache once it holds so many tokens",
     )
+    group.add_argument(
+        "--prompt-cache",
+        metavar="FILE",
+        help="keep what the prompt begins with, read, in this file; made if it is not there",
+    )
     add_key(
         group,
         "--memory-limit",

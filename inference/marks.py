@@ -66,7 +66,7 @@ def go_back(cache: SequenceCache, length: int, marks: Sequence[Mark]) -> int:
     """
     if length == cache.length:
         return length
-    if all(_can_cut(entry) for entry in cache.layers):
+    if can_cut(cache):
         return length if cache.trim(length) else 0
     if not marks:
         return 0
@@ -74,8 +74,12 @@ def go_back(cache: SequenceCache, length: int, marks: Sequence[Mark]) -> int:
     return cache.length
 
 
+def can_cut(cache: SequenceCache) -> bool:
+    """Whether a cache can forget its last tokens now, and be as if it never had read them."""
+    return all(_can_cut(entry) for entry in cache.layers)
+
+
 def _can_cut(entry: Any) -> bool:
-    """Whether an entry can forget its last tokens now, and be as if it never had read them."""
     kind = type(entry).__name__
     if kind == "CacheList":
         return all(_can_cut(part) for part in entry.caches)

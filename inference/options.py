@@ -112,6 +112,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--prompt-file", _ONE),
     Option("--system", ANSWERS, "generate.system"),
     Option("--raw", ANSWERS - {"chat"}),
+    Option("--prompt-cache", ANSWERS - {"chat"}, mend="a chat keeps its own with --save-cache"),
     *(
         Option(name, ANSWERS, flag.key)
         for name, flag in GENERATE_FLAGS.items()

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import mlx.core as mx
 import mlx.nn as nn
 
+from inference.beginning import Beginning
 from inference.budget import PIECE_TOKENS
 from inference.cache import KvForm, SequenceCache
 from inference.decoding import own_cache
@@ -41,6 +42,7 @@ class Prefill:
 
     def __init__(self, model: nn.Module, form: KvForm, attention_heads: int | None) -> None:
         self.prefixes = Prefixes()
+        self.beginning: Beginning | None = None
         self._model = model
         self._form = form
         self._attention_heads = attention_heads
@@ -54,12 +56,31 @@ class Prefill:
         """
         prompt, others = row.request.prompt, list(waiting)
         cache = None if row.given is None else row.given.begin(prompt)
-        cache = cache or self.prefixes.longest(prompt)
+        cache = cache or self._longest(prompt)
         row.cache = cache or SequenceCache(self._model, self._form)
         row.given = None
         row.read = row.cached = row.cache.length
         row.leave_at = where_to_leave(prompt, row.read, others)
         self.prefixes.keep(others)
+
+    @property
+    def held(self) -> list[int]:
+        """Tokens of each cache that is kept for prompts to begin with."""
+        own = [] if self.beginning is None else [self.beginning.held.cache.length]
+        return [*own, *self.prefixes.lengths]
+
+    def clear(self) -> None:
+        """Keep none."""
+        self.prefixes.clear()
+        self.beginning = None
+
+    def _longest(self, prompt: tuple[int, ...]) -> SequenceCache | None:
+        """A copy of the cache that spares the most reading of a prompt."""
+        found = self.prefixes.longest(prompt)
+        given = self.beginning
+        if given is None or given.usable(prompt) <= (0 if found is None else found.length):
+            return found
+        return given.begin(prompt) or found
 
     def read(self, row: Row, most: int) -> int:
         """Read the next piece of a row's prompt, at most so many tokens; its logits are

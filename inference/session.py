@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoint.folder import GENERATION_CONFIG, file_in
 from checkpoint.json_file import read_json_object
-from configs.errors import ModelConfigError, RequestError, UsageError
+from configs.errors import FerryError, ModelConfigError, RequestError, UsageError
 from configs.resolve import DEFAULT, Layers, Resolved
 
 if TYPE_CHECKING:
@@ -88,6 +88,27 @@ class Session:
             vocabulary=self.folder.vocabulary,
             may_lower_max_tokens=not own_max_tokens and asked in (DEFAULT, GENERATION_CONFIG),
         )
+
+    def length_that_stays(self, request: Request) -> int | None:
+        """How many tokens of a prompt one that says more would begin with; None if it can't be.
+
+        Args:
+            request: Whose last text is what another may go on with.
+        """
+        more = f"{request.text}\n\nx" if request.text else ""
+        said = request.messages
+        if said:
+            said = (*said[:-1], replace(said[-1], content=f"{said[-1].content}\n\nx"))
+        options = replace(request.options, max_tokens=1, min_tokens=0)
+        from inference.cache import common_length
+
+        try:
+            first = self.tokenize(request).prompt
+            other = self.tokenize(replace(request, messages=said, text=more, options=options))
+        except FerryError:
+            return None
+        shared = common_length(first, other.prompt)
+        return shared if 0 < shared < len(first) - 1 else None
 
     def check_ids(self, ids: list[int]) -> None:
         """Refuse token ids that the model can't read.

@@ -22,6 +22,7 @@ from inference.batch.run import Batch, count
 from inference.batch.source import Source
 from inference.device import kv_budget
 from inference.load import LoadedModel
+from inference.prompt_cache import PromptCache
 from inference.session import Session, describe_run
 from inference.statistics import Run
 from inference.terminal import Output
@@ -37,6 +38,7 @@ def run_batch(
     raw: bool,
     force: bool,
     quiet: bool,
+    kept: PromptCache | None = None,
 ) -> int:
     """Answer every row; gives the number that failed.
 
@@ -49,6 +51,7 @@ def run_batch(
         raw: Go on with prompts themselves, without template.
         force: Replace an output that is there.
         quiet: Show no progress and no count.
+        kept: What the rows begin with, in a file.
 
     Raises:
         UsageError: the output is another batch's.
@@ -63,8 +66,10 @@ def run_batch(
         if done and not quiet:
             note(f"going on after row {done:,} of {source.rows:,}, which are written")
         with progress_bar(source.rows, done, quiet=quiet) as tell:
-            batch = Batch(session, source, rows, about, raw, tell, failed)
+            batch = Batch(session, source, rows, about, raw, tell, failed, kept)
             batch.run(engine, done)
+    if kept is not None:
+        kept.close()
     if not quiet:
         taken = engine.throughput
         parts = [about.describe(), count(source.rows), f"{batch.failed:,} failed"]

@@ -23,6 +23,7 @@ from inference.statistics import Run
 
 if TYPE_CHECKING:
     from inference.engine import Engine
+    from inference.prompt_cache import PromptCache
 
 Progress = Callable[[int, int], None]
 """Told how many rows, and how many tokens of answers, were just finished."""
@@ -40,6 +41,7 @@ class Batch:
         raw: Go on with prompts themselves, without template, where a row does not say.
         progress: Told of rows and tokens.
         failed: Rows that got an error for a record.
+        kept: What the rows begin with, in a file.
     """
 
     session: Session
@@ -49,6 +51,7 @@ class Batch:
     raw: bool
     progress: Progress
     failed: int = 0
+    kept: PromptCache | None = None
     _under_way: dict[str, Row] = field(default_factory=dict)
     _ids: set[str | int] = field(default_factory=set)
 
@@ -58,7 +61,10 @@ class Batch:
         Raises:
             DiskError: The input can't be read, or the output not be written.
         """
-        for event in engine.run(self._requests(done)):
+        requests = self._requests(done)
+        if self.kept is not None:
+            requests = self.kept.many(engine, requests)
+        for event in engine.run(requests):
             row = self._under_way[event.request]
             row.take(event)
             if isinstance(event, Delta | Started):

@@ -26,6 +26,7 @@ VALUES = {
     "--context": "200",
     "--kv-bits": "8",
     "--kv-start": "4",
+    "--prompt-cache": "{folder}/cache",
     "--memory-limit": "8GB",
     "--device": "cpu",
     "--dtype": "float32",

@@ -50,15 +50,15 @@ def test_tied_pairs(model_type: str, tied: bool, saved: set[str], expected: set[
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "shape", "reason"),
     [
-        ("model.layers.3.self_attn.rotary_emb.inv_freq", "rotary"),
-        ("h.3.attn.bias", "mask"),
-        ("gpt_neox.layers.3.attention.masked_bias", "mask"),
+        ("model.layers.3.self_attn.rotary_emb.inv_freq", (4,), "rotary"),
+        ("h.3.attn.bias", (1, 1, 8, 8), "mask"),
+        ("gpt_neox.layers.3.attention.masked_bias", (), "mask"),
     ],
 )
-def test_buffers_are_dropped_with_a_reason(name: str, reason: str) -> None:
-    adapted, dropped = adapt_weights({"model_type": "llama"}, {name: mx.zeros((4,))})
+def test_buffers_are_dropped_with_a_reason(name: str, shape: tuple[int, ...], reason: str) -> None:
+    adapted, dropped = adapt_weights({"model_type": "llama"}, {name: mx.zeros(shape)})
     assert not adapted
     assert dropped[0].startswith(f"{name}: ")
     assert reason in dropped[0]
