@@ -108,7 +108,12 @@ def check_not_held(destination: Destination) -> None:
 def _refuse_existing(destination: Destination) -> None:
     """Refuse what must not be replaced; an empty folder may always be."""
     path = destination.path
-    if destination.force or not disk.is_there(path):
+    if not disk.is_there(path):
+        return
+    if not (path.is_symlink() or disk.is_folder(path) or path.is_file()):
+        what = f"{path} is a device, a pipe or a socket"  # such as /dev/null
+        raise UsageError("--mlx-path", what, "choose a new folder")
+    if destination.force:
         return
     if path.is_symlink() or not disk.is_folder(path) or disk.list_folder(path):
         raise UsageError("--mlx-path", f"{path} exists already", "replace it with --force")

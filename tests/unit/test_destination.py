@@ -92,6 +92,17 @@ def test_whatever_has_the_name_is_replaced_and_nothing_behind_it(kind: str, tmp_
     assert sorted(os.listdir(tmp_path)) == ["other", "out"]
 
 
+@pytest.mark.parametrize("force", [True, False])
+def test_a_device_or_pipe_is_never_replaced(force: bool, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for path in (pipe, Path(os.devnull)):
+        with pytest.raises(UsageError, match="is a device, a pipe or a socket"):
+            check_destination(path, force=force)
+    assert pipe.is_fifo()
+    assert Path(os.devnull).is_char_device()
+
+
 def test_an_empty_folder_needs_no_force(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
