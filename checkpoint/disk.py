@@ -249,15 +249,28 @@ def make_folder(path: Path, *, parents: bool = False, exist_ok: bool = False) ->
 
 
 def rename(path: Path, target: Path) -> None:
-    """Give a file or folder another name in one step."""
+    """Give a file or folder another name in one step; what has that name is replaced."""
     with doing(f"rename to {target.name}", path):
+        _refuse_devices(path, target)
         os.rename(path, target)
 
 
 def remove(path: Path) -> None:
     """Remove a file."""
     with doing("remove", path):
+        _refuse_devices(path)
         os.unlink(path)
+
+
+def _refuse_devices(*paths: Path) -> None:
+    """Leave /dev/null and its like alone, which root could remove and replace."""
+    for path in paths:
+        try:
+            mode = os.lstat(path).st_mode
+        except FileNotFoundError:
+            continue
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise DiskError(path, "is a device", "give a file or a new folder")
 
 
 def remove_tree(path: Path) -> None:

@@ -287,3 +287,17 @@ def test_a_file_that_can_not_be_closed(path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(os, "close", fail)
     with pytest.raises(DiskError, match="can't close"), disk.reading(path):
         pass
+
+
+def test_devices_are_left_alone(path: Path) -> None:
+    """As root, any of these would take /dev/null away from everybody."""
+    null = Path(os.devnull)
+    path.write_bytes(b"x")
+    for change in (
+        lambda: disk.remove(null),
+        lambda: disk.rename(path, null),
+        lambda: disk.rename(null, path),
+    ):
+        with pytest.raises(DiskError, match="is a device"):
+            change()
+    assert null.is_char_device() and path.read_bytes() == b"x"
