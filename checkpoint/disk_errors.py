@@ -16,7 +16,10 @@ from configs.errors import DiskError
 _EXPLAINED = {
     errno.ENOSPC: ("the disk is full", "free some space and run it again"),
     errno.EDQUOT: ("the disk quota is used up", "free some space and run it again"),
-    errno.EFBIG: ("the file system allows no file this large", "use a smaller --max-shard-size"),
+    errno.EFBIG: (
+        "the file system allows no file this large",
+        "raise the limit (ulimit -f); convert makes smaller ones with --max-shard-size",
+    ),
     errno.EROFS: ("the file system is read-only", "choose a folder that can be written"),
     errno.EACCES: ("permission denied", "change the permissions or choose another folder"),
     errno.EPERM: ("the system does not permit it", "choose another folder"),

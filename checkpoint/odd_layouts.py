@@ -43,7 +43,7 @@ def refuse_odd_layout(folder: str | Path, names: Collection[str]) -> None:
         raise ShardIndexError(folder, what, "give the folder of a language model")
     if _ADAPTER in names or any(name.startswith("adapter_model.") for name in names):
         what = f"holds an adapter alone ({_first(names, (_ADAPTER, 'adapter_model'))}), not a model"
-        mend = "fuse it into its base model, and give that"
+        mend = "fuse it into its base model: convert that with --fuse-adapter"
         raise ShardIndexError(folder, what, mend)
     consolidated = sorted(name for name in names if name.startswith("consolidated"))
     if consolidated:

@@ -13,9 +13,10 @@ from typing import Literal
 
 from checkpoint import disk
 from checkpoint.json_file import quoted
-from configs.errors import SourceError
+from configs.errors import HubError, SourceError
 
 _MODELSCOPE = "modelscope:"
+_ADDRESS = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 _MODELSCOPE_ID = re.compile(r"(?!.*\.\.)[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
 
 
@@ -68,13 +69,21 @@ def resolve_source(
         return _on_modelscope(named.removeprefix(_MODELSCOPE), revision, quiet=quiet)
     if not _is_hub_id(named):
         mend = "check the path; a model on the hub is named as org/name"
+        if (address := _ADDRESS.match(named)) is not None:
+            mend = f"a model on the hub is named as org/name: {address[1]}"
         raise SourceError(quoted(named), "there is no such folder", mend)
 
     from checkpoint.hub import cached_snapshot, download_snapshot
 
-    snapshot = cached_snapshot(named, revision, quiet=quiet, code=code)
-    if snapshot is None:
-        snapshot = download_snapshot(named, revision, quiet=quiet, code=code)
+    try:
+        snapshot = cached_snapshot(named, revision, quiet=quiet, code=code)
+        if snapshot is None:
+            snapshot = download_snapshot(named, revision, quiet=quiet, code=code)
+    except HubError as error:
+        if "a folder" in error.what or not disk.is_folder(path.parent):
+            raise
+        told = f"{error.mend}; if a local folder is meant, there is none of this name"
+        raise type(error)(error.where, error.what, told) from error
     return SourceFolder(snapshot, "hub", named, snapshot.name)
 
 

@@ -21,6 +21,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 from configs.errors import DiskError, FerryError
@@ -52,15 +53,38 @@ def run(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None)
         argv: The arguments; those of the process when None.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    _occupy_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an ASCII terminal is no reason to fail
-    with _signals():
+    with _some_stderr(), _signals():
         try:
             code = _left(body, arguments)
             _flush_stdout()
         except BaseException as error:  # noqa: BLE001 -- the one place that catches everything
             code = _end(error, debug="--debug" in arguments)
     return code
+
+
+def _occupy_closed() -> None:
+    """Open what of stdin, stdout and stderr was closed, so that no file takes its number.
+
+    MLX takes a file that is number 0 for one that could not be opened, and what a library
+    prints would go into a file that is number 1 or 2.
+    """
+    with contextlib.suppress(OSError):
+        while (taken := os.open(os.devnull, os.O_RDWR)) <= 2:
+            os.set_inheritable(taken, True)  # for the processes that we start, too
+        os.close(taken)
+
+
+@contextlib.contextmanager
+def _some_stderr() -> Iterator[None]:
+    """Let libraries find a stderr, if the process was started with it closed; nobody reads it."""
+    if sys.stderr is not None:
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stderr(nowhere):
+        yield
 
 
 def _left(body: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
@@ -162,6 +186,8 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return "", 130
     if isinstance(error, _Terminated):
         return "", 143
+    if isinstance(error, FileNotFoundError) and error.filename is None and _nowhere():
+        return "the current folder: is no longer there; change to another one: cd", 1
     if isinstance(error, OSError) and error.errno is not None:
         where = "system" if error.filename is None else os.fsdecode(error.filename)
         what = error.strerror or os.strerror(error.errno)
@@ -173,6 +199,15 @@ def _verdict(error: BaseException) -> tuple[str, int]:
         return f"tokenizer: the tokenizers library failed: {error}; check tokenizer.json", 1
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return f"internal: {what}; this is a bug, run again with --debug", 70
+
+
+def _nowhere() -> bool:
+    """Whether the folder that we are in was removed."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _reader_gone() -> bool:

@@ -35,7 +35,7 @@ DEFAULT = "default"
 # A layer that changes the first hides what the layers below say of the others: the revision of one
 # model means nothing for another, nor do the bits of one mode.
 _DEPEND = {
-    "model.source": ("model.name", "model.revision", "model.path"),
+    "model.source": ("model.name", "model.revision", "model.path", "model.adapter"),
     "convert.mode": ("convert.bits", "convert.group_size"),
 }
 

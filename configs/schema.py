@@ -41,6 +41,9 @@ class ModelTable(Table, checks=checks_of("model")):
             folder starts with `./`, `../`, `/` or `~`.
         revision: A branch, tag or commit of a hub id; the hub's main branch when not set.
         path: The MLX folder: where `convert` writes and `infer` reads.
+        adapter: The folder of an adapter that `infer` adds to the weights, as `mlx_lm.lora` or PEFT
+            writes it.
+        draft: An MLX folder of a smaller model with the same tokens, which guesses what comes next.
         step: Of training, where a folder of nanochat's own holds several; the highest when not
             set.
     """
@@ -49,6 +52,8 @@ class ModelTable(Table, checks=checks_of("model")):
     source: str | None = DEFAULTS["model.source"]
     revision: str | None = DEFAULTS["model.revision"]
     path: Path | None = DEFAULTS["model.path"]
+    adapter: Path | None = DEFAULTS["model.adapter"]
+    draft: Path | None = DEFAULTS["model.draft"]
     step: int | None = DEFAULTS["model.step"]
 
 
@@ -99,6 +104,8 @@ class GenerateTable(Table, checks=checks_of("generate")):
         logprobs: Give the log-probability of each token, and of this many of the most probable
             ones at its place.
         n: How many answers to give.
+        prompt_lookup: Guess the tokens to come from what was said before, and check them at once;
+            the answer stays the same.
         seed: Of the random numbers; a new one each time when not set.
         thinking: What becomes of the model's thinking sections; `show` when not set.
         thinking_budget: Most tokens of a thinking section, which is then closed.
@@ -131,6 +138,7 @@ class GenerateTable(Table, checks=checks_of("generate")):
     ignore_eos: bool = DEFAULTS["generate.ignore_eos"]
     logprobs: int | None = DEFAULTS["generate.logprobs"]
     n: int = DEFAULTS["generate.n"]
+    prompt_lookup: bool = DEFAULTS["generate.prompt_lookup"]
     seed: int | None = DEFAULTS["generate.seed"]
     thinking: str | None = DEFAULTS["generate.thinking"]
     thinking_budget: int | None = DEFAULTS["generate.thinking_budget"]

@@ -24,6 +24,7 @@ from checkpoint.folder import (
     is_mlx,
     is_staging,
 )
+from checkpoint.gguf_files.source import gguf_file
 from checkpoint.header import Header, read_header
 from checkpoint.json_file import read_json_object
 from checkpoint.model_config import read_model_config
@@ -100,8 +101,12 @@ def audit(folder: Path, *, quiet: bool = False) -> Audit:
         SourceError: It is not a folder, or one that is still being written.
         DiskError: It can't be listed.
     """
+    if gguf_file(folder) is not None:
+        mend = "convert it, and check what is made of it"
+        raise SourceError(folder, "is a GGUF file, whose bytes are not checked here", mend)
     if not disk.is_folder(folder):
-        raise SourceError(folder, "there is no such folder", "check the path")
+        what = "is a file, not a folder" if folder.is_file() else "there is no such folder"
+        raise SourceError(folder, what, "check the path")
     if is_staging(folder.absolute()):
         raise SourceError(folder, "is a conversion that never finished", "run convert again")
     findings = Findings()

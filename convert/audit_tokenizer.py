@@ -78,7 +78,7 @@ def check_templates(folder: Path, findings: Findings) -> None:
         for where, source in _templates(folder):
             count += 1
             with findings.checking("template"):
-                _parse(where, source)
+                parse_template(where, source)
         detail = f"{count} parsed, none run" if count else "there is none, which need not be"
         findings.passed("template", detail)
 
@@ -115,7 +115,28 @@ def _sources(given: Any, path: Path) -> Iterator[str]:
             raise TemplateError(path, "chat_template is not text", "correct the file")
 
 
-def _parse(where: str, source: str) -> None:
+def template_problems(folder: Path) -> Iterator[str]:
+    """What is wrong with each chat template of the folder, a line each."""
+    try:
+        for where, source in _templates(folder):
+            try:
+                parse_template(where, source)
+            except TemplateError as error:
+                yield f"{error.where}: {error.what}"
+    except TemplateError as error:
+        yield f"{error.where}: {error.what}"
+
+
+def parse_template(where: str, source: str) -> None:
+    """See that a chat template can be parsed; nothing of it runs.
+
+    Args:
+        where: Where it stands, for the message.
+        source: Its text.
+
+    Raises:
+        TemplateError: It can't be.
+    """
     from jinja2.exceptions import TemplateSyntaxError
 
     try:

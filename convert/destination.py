@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from checkpoint import disk
-from checkpoint.folder import staging_path
+from checkpoint.folder import CONFIG, staging_path
 from configs.errors import DestinationError, DiskError, SourceError, UsageError
 
 _OWNER = "owner.json"
@@ -113,9 +113,13 @@ def _refuse_existing(destination: Destination) -> None:
     if not (path.is_symlink() or disk.is_folder(path) or path.is_file()):
         what = f"{path} is a device, a pipe or a socket"  # such as /dev/null
         raise UsageError("--mlx-path", what, "choose a new folder")
+    names = [] if path.is_symlink() or not disk.is_folder(path) else disk.list_folder(path)
     if destination.force:
+        if CONFIG not in names and any(disk.is_folder(path / name) for name in names):
+            what = f"{path} is no model: it holds folders and no {CONFIG}"
+            raise UsageError("--mlx-path", what, "choose a new folder, or remove it yourself")
         return
-    if path.is_symlink() or not disk.is_folder(path) or disk.list_folder(path):
+    if names or not disk.is_folder(path) or path.is_symlink():
         raise UsageError("--mlx-path", f"{path} exists already", "replace it with --force")
 
 

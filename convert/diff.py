@@ -20,6 +20,7 @@ from checkpoint.architecture.packed import Dequantize, plain_view
 from checkpoint.architecture.recipes import Recipe
 from checkpoint.architecture.trace import copies
 from checkpoint.folder import CONFIG, file_in, is_mlx, is_staging
+from checkpoint.gguf_files.source import gguf_file, open_gguf
 from checkpoint.json_file import read_json_object
 from checkpoint.model_config import read_model_config
 from checkpoint.shards import read_catalog
@@ -42,6 +43,7 @@ class _Side:
         catalog: Its tensors as they lie in the files.
         is_mlx: Whether it was written for MLX.
         tensors: Its tensors as they are compared, packed ones plain.
+        is_gguf: Whether it is a GGUF file, or holds one.
     """
 
     path: Path
@@ -49,12 +51,13 @@ class _Side:
     catalog: Catalog
     is_mlx: bool
     tensors: Mapping[str, Recipe]
+    is_gguf: bool = False
 
     @property
     def kind(self) -> str:
         """What the folder is, in words."""
         if not self.is_mlx:
-            return "Hugging Face"
+            return "GGUF" if self.is_gguf else "Hugging Face"
         forms = Counter(form_of(r) for r in self.tensors.values() if isinstance(r, Dequantize))
         return f"MLX, {forms.most_common(1)[0][0]}" if forms else "MLX, not quantized"
 
@@ -73,7 +76,7 @@ def diff(one: Path, other: Path, *, quiet: bool = False) -> Diff:
     """
     sides = _open(one), _open(other)
     notes: list[str] = []
-    if sides[0].is_mlx != sides[1].is_mlx:
+    if len({(side.is_mlx, side.is_gguf) for side in sides}) > 1 or sides[0].is_gguf:
         first, second = (side if side.is_mlx else _carried(side, notes) for side in sides)
     else:
         first, second = sides
@@ -96,8 +99,12 @@ def diff(one: Path, other: Path, *, quiet: bool = False) -> Diff:
 
 
 def _open(folder: Path) -> _Side:
+    if (single := gguf_file(folder)) is not None:
+        found = open_gguf(single)
+        return _Side(folder, found.config, found.catalog, False, {}, is_gguf=True)
     if not disk.is_folder(folder):
-        raise SourceError(folder, "there is no such folder", "check the path")
+        what = "is a file, not a folder" if folder.is_file() else "there is no such folder"
+        raise SourceError(folder, what, "check the path")
     if is_staging(folder.absolute()):
         raise SourceError(folder, "is a conversion that never finished", "run convert again")
     catalog = read_catalog(folder)
@@ -115,9 +122,11 @@ def _open(folder: Path) -> _Side:
 def _carried(side: _Side, notes: list[str]) -> _Side:
     """A Hugging Face folder's tensors as `convert` would carry them over; else as they are."""
     try:
-        config = read_model_config(side.path)
+        config = side.config if side.is_gguf else read_model_config(side.path)
         mapped = map_model(config, side.catalog)
     except SourceError as error:
+        if side.is_gguf:
+            raise
         notes.append(f"{side.path}: names are compared as they are: {error.what}")
         return side
     notes.append(f"{side.path}: tensors are carried over as convert does ({mapped.architecture})")

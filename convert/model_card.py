@@ -70,7 +70,9 @@ def _front_matter(receipt: Mapping[str, Any], front: FrontMatter) -> str:
     if base is not None:
         removed += _LINEAGE
         added["base_model"] = base
-        if receipt["quantized_parameters"]:  # the hub has no word for a change of format
+        if receipt.get("adapter"):
+            added["base_model_relation"] = "finetune"
+        elif receipt["quantized_parameters"]:  # the hub has no word for a change of format
             added["base_model_relation"] = "quantized"
     added["library_name"] = "transformers" if dequantized else "mlx"
     if not front.values.get("pipeline_tag"):
@@ -148,6 +150,9 @@ def _origin(receipt: Mapping[str, Any]) -> str:
 def _facts(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     options, files = receipt["options"], len(receipt["shards"])
     yield "Architecture", _code(receipt["architecture"])
+    if adapter := receipt.get("adapter"):
+        told = f"{adapter['modules']:,} modules, sha256 {_plain(adapter['sha256'])[:12]}"
+        yield "Adapter fused into it", told
     quantized = receipt["quantized_parameters"]
     words = {"bits": "{} bits", "group_size": "groups of {}", "mode": "mode {}", "method": "{}"}
     if how := [

@@ -22,6 +22,7 @@ from checkpoint.architecture.mapping import ModelMap
 from checkpoint.architecture.packed import Dequantize
 from checkpoint.architecture.recipes import Copy, Recipe, walk
 from checkpoint.dtypes import DTYPES
+from checkpoint.folder import shown
 from configs.errors import ArchitectureError, SourceError, UsageError
 from configs.quantization import MODES, ConvertTable
 from convert.plan import Operation, OutputTensor, Parameter, Plan, Quantization, lay_out
@@ -129,10 +130,12 @@ def _quantize(model: Any, default: Quantization, table: ConvertTable) -> _Choice
     )
     choice = _Choice()
     unmatched = {rule.pattern for rule in table.layers}
+    paths: list[str] = []
 
     def choose(path: str, module: nn.Module) -> bool | dict[str, Any]:
         if not hasattr(module, "to_quantized"):
             return False
+        paths.append(path)
         columns = module.weight.shape[-1]
         if not mx.issubdtype(module.weight.dtype, mx.floating):
             raise SourceError(
@@ -174,8 +177,8 @@ def _quantize(model: Any, default: Quantization, table: ConvertTable) -> _Choice
     if unmatched:
         raise UsageError(
             "convert.layers",
-            f"no layer matches {', '.join(map(repr, sorted(unmatched)))}",
-            "--dry-run lists the layers",
+            f"no layer that can be quantized matches {', '.join(map(repr, sorted(unmatched)))}",
+            f"they are called such as {shown(paths, 2)}; without the rule --dry-run lists them",
         )
     if not choice.packed:
         raise UsageError(

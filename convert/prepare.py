@@ -15,6 +15,7 @@ from typing import Any
 
 from checkpoint import disk
 from checkpoint.adapters.adapter import Adapter
+from checkpoint.architecture.adapted import check_finite
 from checkpoint.architecture.hf_layout import hugging_face_layout
 from checkpoint.architecture.mapping import ModelMap, map_model
 from checkpoint.folder import CONFIG, GENERATION_CONFIG, file_in, is_mlx, is_staging
@@ -23,12 +24,15 @@ from checkpoint.nanochat.model_config import Overrides
 from checkpoint.recognise import Choices, open_source
 from checkpoint.source import SourceFolder
 from checkpoint.tensors import Catalog
-from configs.errors import ModelConfigError, SourceError, UsageError
+from configs.errors import ModelConfigError, SourceError, TemplateError, UsageError
+from configs.quantization import ConvertTable
 from configs.resolve import Layers, Resolved
+from convert.audit_tokenizer import parse_template, template_problems
 from convert.model_card import card_warnings
 from convert.model_files import FILE_LIMIT, read_readme
 from convert.plan import Plan
 from convert.planner import make_plan
+from convert.source_forms import DEQUANTIZED, source_forms
 from convert.tokenizer_options import with_eos_tokens
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -87,7 +91,7 @@ def prepare(
     """
     started = time.perf_counter()
     table, template = options.convert, options.tokenizer.chat_template
-    chat_template = disk.read_whole(template, FILE_LIMIT) if template else None
+    chat_template = _read_template(template) if template else None
     if is_staging(source.path):
         raise SourceError(source.path, "is a conversion that was never finished", "run it again")
     opened = open_source(source.path, _choices(options), catalog)
@@ -100,6 +104,8 @@ def prepare(
             "leave it out",
         )
     _check_generation_config(source.path)
+    if adapter is not None:
+        check_finite(adapter)
     # What an MLX folder holds is what mlx-lm computes with, whatever its config says.
     dtype = table.dtype or (None if from_mlx else source_dtype(config))
     try:
@@ -123,6 +129,7 @@ def prepare(
         *_beyond_embeddings(beyond),
         *plan.warnings,
         *card_warnings(read_readme(source.path)),
+        *(_template_warnings(source.path) if template is None else ()),
     )
     return Prepared(
         source,
@@ -134,18 +141,47 @@ def prepare(
         started,
         warnings,
         files,
-        opened.recognised,
+        _recognised(opened.recognised, plan, model_map, table),
         adapter,
     )
+
+
+def _recognised(found: str, plan: Plan, model_map: ModelMap, table: ConvertTable) -> str:
+    """What the source is, and what becomes of weights that it holds quantized; may be empty."""
+    told = [found] if found else []
+    for form in source_forms(plan.parameters, model_map.recipes):
+        told.append(f"{form['weights']:,} weights are {form['format']}: {form['became']}")
+        if form["became"] == DEQUANTIZED and not (table.quantize or table.dequantize):
+            told[-1] += " (--quantize packs them again)"
+    return "; ".join(told)
+
+
+def _read_template(path: Path) -> bytes:
+    """The file that replaces the model's own chat template.
+
+    Raises:
+        TemplateError: it is none.
+        DiskError: it can't be read.
+    """
+    content = disk.read_whole(path, FILE_LIMIT)
+    try:
+        parse_template(str(path), content.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 (byte {error.start})"
+        raise TemplateError(path, what, "save it as UTF-8") from error
+    return content
+
+
+def _template_warnings(folder: Path) -> Iterator[str]:
+    for problem in template_problems(folder):
+        yield f"the chat template can't be used: {problem}; replace it with --chat-template"
 
 
 def _choices(options: Resolved) -> Choices:
     """What the options say of the source."""
     overrides = Overrides(options.convert.softcap, options.convert.window_pattern)
     tokenizer = options.tokenizer
-    return Choices(
-        options.model.step, overrides, tokenizer.pattern, tokenizer.trust_remote_code
-    )
+    return Choices(options.model.step, overrides, tokenizer.pattern, tokenizer.trust_remote_code)
 
 
 def source_dtype(config: dict[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def summary(receipt: dict[str, Any], path: Path) -> str:
         f"{receipt['parameters']:,} weights at {receipt['bits_per_weight']:.2f} bits each,"
         f" {gigabytes(receipt['tensor_bytes'])}, verified, in {receipt['seconds']:.1f} s"
         f" with {receipt['peak_memory_bytes'] / 1e6:.0f} MB of memory;"
-        f" run it: infer --model {path} --prompt 'Hello'"
+        f" run it: infer --model {shlex.quote(str(path))} --prompt 'Hello'"
     )
 
 

@@ -1,4 +1,4 @@
-"""What became of the weights that the source held quantized, for the receipt.
+"""What becomes of the weights that the source held quantized, for the receipt.
 
 Owns the words for it. Knows nothing of formats.
 """
@@ -19,6 +19,7 @@ _FATES = {
     "cast": "kept: the same codes, scales and biases rounded",
     "quantize": "quantized anew",
 }
+DEQUANTIZED = "dequantized"
 
 
 def source_forms(
@@ -34,7 +35,7 @@ def source_forms(
     for parameter in parameters:
         if (form := _form(recipes[parameter.name])) is None:
             continue
-        fate = _FATES[parameter.operation] if parameter.quantization else "dequantized"
+        fate = _FATES[parameter.operation] if parameter.quantization else DEQUANTIZED
         found[form, fate] += 1
     return [
         {"format": form, "became": fate, "weights": count}

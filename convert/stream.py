@@ -20,8 +20,9 @@ import mlx.core as mx
 
 from checkpoint import disk
 from checkpoint.architecture.kept import Kept, kept
+from checkpoint.architecture.low_rank import Adapted
 from checkpoint.architecture.reader import TensorReader
-from checkpoint.architecture.recipes import Recipe
+from checkpoint.architecture.recipes import Recipe, walk
 from configs.errors import DiskError, SourceError
 from convert.blocks import Block, Blocks
 from convert.journal import Journal
@@ -202,7 +203,8 @@ def _make(
     exponents = (largest_exponent(values), largest_exponent(made[1] if affine else values))
     stored = tuple(as_stored(array) for array in made)
     mx.async_eval(*exponents, *stored)
-    wide = any(ref.dtype != "F16" for ref in recipe.sources())
+    adapted = any(isinstance(node, Adapted) for node in walk(recipe))
+    wide = adapted or any(ref.dtype != "F16" for ref in recipe.sources())
     return _Made(block, stored, exponents, recipe.dtype, wide)
 
 

@@ -7,7 +7,7 @@ Knows nothing of requests or sampling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -91,13 +91,26 @@ class BatchCache:
         tokens = self._lengths[slot]
         return SequenceCache.of([layer.read(slot, tokens) for layer in self._layers], tokens)
 
-    def begin(self) -> list[Any]:
-        """Begin a step of one token for every slot; give the layers to call the model with."""
-        at = Positions([max(0, length) for length in self._lengths], self._mask_axes)
+    def begin(self, count: int = 1) -> list[Any]:
+        """Begin a step for every slot; give the layers to call the model with.
+
+        Args:
+            count: Tokens of each. Of more than one, `advance` says how many are kept.
+        """
+        at = Positions([max(0, length) for length in self._lengths], self._mask_axes, count)
         for layer in self._layers:
             layer.begin(at)
-        self._lengths = [length if length == _FREE else length + 1 for length in self._lengths]
+        if count == 1:
+            self._lengths = [length if length == _FREE else length + 1 for length in self._lengths]
         return self.layers
+
+    def advance(self, read: Mapping[int, int]) -> None:
+        """After a step of several tokens: how many of each slot's are kept.
+
+        The others stand where the next ones are written, and are seen by none before that.
+        """
+        for slot, count in read.items():
+            self._lengths[slot] += count
 
     def close_gaps(self, joining: int = 0, tokens: int = 0) -> dict[int, int]:
         """Give up free slots where they cost much; give the others' new numbers by their old ones.

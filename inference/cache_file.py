@@ -73,11 +73,12 @@ def identity(loaded: LoadedModel, form: KvForm, load_bits: int | None) -> dict[s
         if isinstance(frequencies := getattr(module, "_freqs", None), mx.array):
             turned.update(f"{path} {frequencies.tolist()}".encode())
     return {
+        "load_bits": str(load_bits),
+        "adapter": "none" if folder.adapter is None else folder.adapter.digest,
         "model": digest.hexdigest(),
         "dtype": loaded.dtype,
         "kv_bits": str(form.bits),
         "kv_start": str(form.start),
-        "load_bits": str(load_bits),
         "position scaling": turned.hexdigest(),
     }
 

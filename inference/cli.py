@@ -56,6 +56,9 @@ def _check_flags(args: argparse.Namespace, settings: Resolved) -> None:
     if args.prompt is not None and args.prompt_file is not None:
         raise UsageError("--prompt-file", "does not go with --prompt", "give one of them")
     check_options(args, settings)
+    from inference.files import check_names
+
+    check_names(args)
     start = settings.origin("memory.kv_start")
     if start.startswith("--") and settings.memory.kv_bits is None:
         raise UsageError(start, "says when to quantize the KV cache to --kv-bits", "add --kv-bits")

@@ -9,19 +9,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoint import disk
 from configs.command import note
 from configs.errors import RequestError
+from inference.files import check_place
 from inference.find import load_model, open_model
 from inference.inputs import read_ids, read_prompt
 
 if TYPE_CHECKING:
     from configs.resolve import Layers, Resolved
-    from inference.events import Event
+    from inference.events import Event, Finished
     from inference.load import LoadedModel
     from inference.prompt_cache import PromptCache
     from inference.request import TokenRequest
@@ -73,6 +74,7 @@ def answer(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
         seed = None if sampling.greedy else sampling.seed
         one = len(finished) == 1
         note(describe(finished[0], about, seed) if one else describe_several(finished, about, seed))
+        _tell_cut(finished, requests[0].options.max_tokens, session)
     error = next((each.error for each in finished if each.error is not None), None)
     if error is not None:
         raise error
@@ -81,10 +83,23 @@ def answer(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     return 0
 
 
+def _tell_cut(finished: Sequence[Finished], longest: int, session: Session) -> None:
+    """Say where an answer ended because it was long enough, as nobody can see from its text."""
+    cut = sum(event.reason == "length" for event in finished)
+    if not cut:
+        return
+    lowered = longest < session.settings.generate.max_tokens
+    mend = "the context has no room for more" if lowered else "--max-tokens allows more"
+    what = "the answer was" if len(finished) == 1 else f"{cut} of {len(finished)} answers were"
+    note(f"{what} cut after {longest} tokens: {mend}")
+
+
 def batch(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     """A file of prompts; 1 if a row failed."""
     from inference.batch.source import open_source
 
+    if args.output is not None:
+        check_place(Path(args.output))
     source = open_source(Path(args.batch))
     _check_cache(args)
     name, session = open_model(args, layers, settings)
@@ -111,6 +126,8 @@ def batch(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
 
 def chat(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     """A conversation, on a terminal or from a pipe."""
+    if args.session is not None:
+        check_place(Path(args.session))
     name, session = open_model(args, layers, settings)
     if session.template is None:
         where, mend = str(session.folder.path), "set tokenizer.chat_template, or use --raw --prompt"
@@ -137,6 +154,8 @@ def chat(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
 
 def score(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     """Log-probabilities of a text."""
+    if args.html is not None:
+        check_place(Path(args.html))
     ids = None if args.ids_file is None else read_ids(Path(args.ids_file))
     text = None if ids is not None else read_prompt(args.prompt, args.text_file)
     name, session = open_model(args, layers, settings, need_tokenizer=ids is None)

@@ -8,7 +8,7 @@ or of what a token means.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 import mlx.core as mx
@@ -16,6 +16,7 @@ import mlx.nn as nn
 
 from inference.batching import BatchCache
 from inference.cache import SequenceCache
+from inference.checking import bring_back, mark, settle, unread
 from inference.logprobs import Logprobs, logprobs
 from inference.rows import Drawn, Row
 from inference.sampler import sample_rows
@@ -61,6 +62,12 @@ class Decoder(Protocol):
             before_drawing: Called while the device works on the logits.
         """
 
+    def check(self, rows: Sequence[Row]) -> list[tuple[Row, list[Drawn]]]:
+        """Read the guesses of these rows, wait, and give the tokens that each has drawn.
+
+        All that was begun has been looked at.
+        """
+
     def leave(self, row: Row) -> None:
         """A row needs no more steps."""
 
@@ -81,6 +88,21 @@ class OneByOne:
         logits = [forward(self._model, row) for row in rows]
         return _draw(rows, mx.stack(logits), len(rows), before_drawing)
 
+    def check(self, rows: Sequence[Row]) -> list[tuple[Row, list[Drawn]]]:
+        reads, logits = [unread(row) for row in rows], []
+        for row, read in zip(rows, reads, strict=True):
+            cache = own_cache(row)
+            mark(row, cache)
+            places = 1 + len(row.guess.tokens)
+            logits.append(self._model(mx.array([read]), cache=cache.layers)[0, -places:])
+            cache.advance(len(read))
+        found = settle(rows, logits)
+        for row, read in zip(rows, reads, strict=True):
+            bring_back(row, own_cache(row), read, row.right)
+            row.places, row.beside = len(row.guess.tokens), 1
+            row.passes += 1
+        return found
+
     def leave(self, row: Row) -> None:
         row.cache = None
 
@@ -99,6 +121,7 @@ class Together:
     """
 
     def __init__(self, model: nn.Module, mask_axes: int) -> None:
+        self.mask_axes = mask_axes
         self._model = model
         self._batch = BatchCache(mask_axes)
         self._rows: dict[int, Row] = {}
@@ -114,6 +137,31 @@ class Together:
             logits.append(self._forward(together))
         found = logits[0] if len(logits) == 1 else mx.concatenate(logits)
         return _draw([*first, *together], found, len(logits), before_drawing)
+
+    def check(self, rows: Sequence[Row]) -> list[tuple[Row, list[Drawn]]]:
+        first = [row for row in rows if row.slot is None and own_cache(row).length == 0]
+        self._join([row for row in rows if row.slot is None and row not in first])
+        slots = {row.slot: row for row in rows if row.slot is not None}
+        width = max((1, *(1 + len(row.guess.tokens) for row in slots.values())))
+        self._close_gaps(tokens=self._batch.longest + width)
+        slots = {row.slot: row for row in rows if row.slot is not None}
+        logits = []
+        for row in first:  # its guesses wait until it has read something
+            row.guess = replace(row.guess, tokens=(), allowed=row.guess.allowed[:1])
+            logits.append(forward(self._model, row)[None])
+        if slots:
+            reads = [unread(slots[n]) if n in slots else [] for n in range(self._batch.slots)]
+            ids = mx.array([read + [0] * (width - len(read)) for read in reads])
+            found = self._model(ids, cache=self._batch.begin(width))
+            logits += [found[n, : len(reads[n])] for n in slots]
+        drawn = settle([*first, *slots.values()], logits)
+        if width > 1:
+            self._batch.advance({n: 1 + row.right for n, row in slots.items() if n is not None})
+        guessed = max(1, sum(bool(row.guess.tokens) for row in rows))
+        for row in rows:
+            row.places, row.beside = (width - 1) * len(rows) / guessed, len(rows)
+            row.passes += 1
+        return drawn
 
     def leave(self, row: Row) -> None:
         row.cache = None
@@ -159,9 +207,12 @@ class Together:
 
 def forward(model: nn.Module, row: Row) -> mx.array:
     """Logits, [vocabulary], after a row's token, by its own cache."""
-    cache = own_cache(row)
-    logits: mx.array = model(row.token[None], cache=cache.layers)[0, -1]
-    cache.advance(1)
+    cache, ids = own_cache(row), row.token
+    if row.behind:
+        ids = mx.concatenate([mx.array(row.behind, mx.uint32), ids])
+        row.behind = ()
+    logits: mx.array = model(ids[None], cache=cache.layers)[0, -1]
+    cache.advance(ids.size)
     return logits
 
 
@@ -190,4 +241,5 @@ def _draw(
     for index, row in enumerate(rows):
         row.token = tokens[index : index + 1]
         row.drawn += 1
+        row.passes += 1
     return Step(tuple(rows), tokens, totals, found, passes)

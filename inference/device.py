@@ -67,11 +67,12 @@ def place(device: str = "auto", dtype: str = "auto", memory_limit: int | None = 
     Raises:
         UsageError: There is no such device here, or the environment names none that there is.
     """
+    where = "--device" if device != "auto" else "MLX_FERRY_DEVICE"
     device = _asked(device, "MLX_FERRY_DEVICE", DEVICES)
     dtype = _asked(dtype, "MLX_FERRY_DTYPE", DTYPES)
     has_gpu = mx.is_available(mx.gpu)
     if device == "gpu" and not has_gpu:
-        raise UsageError("--device", "MLX has no GPU here", "use --device cpu")
+        raise UsageError(where, "MLX has no GPU here", "use cpu, or auto")
     on_cpu = device == "cpu" or not has_gpu
     mx.set_default_device(mx.cpu if on_cpu else mx.gpu)
     if memory_limit is not None:
@@ -83,7 +84,8 @@ def place(device: str = "auto", dtype: str = "auto", memory_limit: int | None = 
 
 def _asked(given: str, variable: str, allowed: tuple[str, ...]) -> str:
     """What the flag says, else the environment."""
-    value = os.environ.get(variable, "auto") if given == "auto" else given
+    # A variable that is set to nothing is not set.
+    value = (os.environ.get(variable) or "auto") if given == "auto" else given
     if value not in allowed:
         raise UsageError(variable, f"{value!r} is none that there is", f"use {', '.join(allowed)}")
     return value

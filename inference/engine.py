@@ -22,30 +22,23 @@ import mlx.nn as nn
 
 from configs.errors import FerryError
 from inference.beginning import Beginning
-from inference.budget import PIECE_TOKENS, Budget, measure
+from inference.budget import PIECE_TOKENS, Budget, CacheCost, measure
 from inference.cache import Held, KvForm, SequenceCache
 from inference.decoding import Decoder, OneByOne, Step, Together, own_cache
+from inference.drafts import DraftModel
 from inference.events import Event, Failed, Finished, Started, Timings, Usage
 from inference.prefill import Prefill
 from inference.reader import Reader
 from inference.request import TokenRequest
-from inference.rows import Row
+from inference.rows import Row, Waiting
 from inference.sampler import Sampler
 from inference.selfcheck import Batching, batching_of
+from inference.speculation import Speculation, guess_next, learn
 from inference.throughput import Throughput
 
 _BETWEEN_TOKENS = 512  # of prompts, read between two tokens of the answers under way
 _LOOKAHEAD = 256  # requests taken in before they can start, to see what they share
 _CLEAR_EVERY = 256
-
-
-@dataclass(frozen=True)
-class _Waiting:
-    """A request that waits, with the cache that it may begin with."""
-
-    request: TokenRequest
-    given: Held | None
-    look_at: int | None = None
 
 
 @dataclass
@@ -60,6 +53,7 @@ class Engine:
         attention_heads: Query heads of a layer, where attention is not fused: prompts are
             then read in pieces small enough for its scores. None where it is.
         max_rows: Answers under way at once.
+        draft: Guesses what comes next in every answer.
         budget_bytes: Most that the KV caches may take; None for no limit.
         throughput: What it all took so far.
     """
@@ -70,9 +64,10 @@ class Engine:
     kv_start: int = 0
     attention_heads: int | None = None
     max_rows: int = 1
+    draft: DraftModel | None = None
     budget_bytes: int | None = None
     throughput: Throughput = field(default_factory=Throughput)
-    _waiting: deque[_Waiting] = field(default_factory=deque)
+    _waiting: deque[Waiting] = field(default_factory=deque)
     _rows: list[Row] = field(default_factory=list)
     _begun: Step | None = None
     _cancelled: set[str] = field(default_factory=set)
@@ -100,7 +95,7 @@ class Engine:
                 copy it, and not change it.
             look_at: Show it after so many tokens of the prompt too.
         """
-        self._waiting.append(_Waiting(request, given, look_at))
+        self._waiting.append(Waiting(request, given, look_at))
         if keep:
             self._kept[request.id] = None
         if look is not None:
@@ -157,10 +152,16 @@ class Engine:
 
     def _decode(self) -> list[Event]:
         """Give the device the next step of all, then look at the one before."""
+        events: list[Event] = []
         going = [row for row in self._rows if row.going]
+        if any(row.guessing is not None and row.guessing.hopeful(row) for row in going):
+            before, self._begun = self._begun, None
+            events += self._look(before)  # what is guessed follows what is known
+            if (checked := self._check()) is not None:
+                return events + checked
+            going = [row for row in self._rows if row.going]
         before, self._begun = self._begun, None
         guided = [row for row in going if row.reader.guides]
-        events: list[Event] = []
 
         def look() -> None:
             events.extend(self._look(before))
@@ -174,6 +175,24 @@ class Engine:
             self.throughput.passes += self._begun.passes
         if not guided:
             look()
+        return events
+
+    def _check(self) -> list[Event] | None:
+        """Let the model read what can be guessed of the answers; None if nothing can."""
+        events: list[Event] = []
+        for row in [row for row in self._rows if row.going]:
+            events += self._work(row, partial(guess_next, row))
+        if not any(row.guess.tokens for row in self._rows if row.going):
+            return events or None
+        for row, drawn in self._decoder.check([row for row in self._rows if row.going]):
+            self.throughput.drafted += len(row.guess.tokens)
+            self.throughput.accepted += row.right if row.guess.tokens else 0
+            learn(row)
+            for each in drawn:
+                if not row.over:
+                    self.throughput.answer_tokens += 1
+                    events += self._work(row, partial(row.take, each))
+        self.throughput.passes += 1
         return events
 
     def _look(self, begun: Step | None) -> list[Event]:
@@ -210,11 +229,12 @@ class Engine:
                 continue
             try:
                 sampler, reader = Sampler.of(request), self.make_reader(request)
+                guessing = self._speculation.of(request)
             except FerryError as error:
                 events.append(Failed(request.id, error))
                 continue
             row = Row(request, sampler, reader, time.perf_counter(), waiting.given)
-            row.look_at = waiting.look_at
+            row.look_at, row.guessing = waiting.look_at, guessing
             self._rows.append(row)
             events.append(Started(request.id, len(request.prompt)))
         self.throughput.most_rows = max(self.throughput.most_rows, len(self._rows))
@@ -313,8 +333,15 @@ class Engine:
         return Together(self.model, batching.mask_axes)
 
     @cached_property
+    def _speculation(self) -> Speculation:
+        mask_axes = self._decoder.mask_axes if isinstance(self._decoder, Together) else None
+        return Speculation(self.model, self.draft, mask_axes)
+
+    @cached_property
     def _budget(self) -> Budget | None:
         if self.budget_bytes is None:
             return None
         cost = measure(self.model, KvForm(self.kv_bits, self.kv_start))
+        if self.draft is not None:
+            cost = CacheCost((*cost.layers, *measure(self.draft.model).layers))
         return Budget(self.budget_bytes, cost, isinstance(self._decoder, Together))

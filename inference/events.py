@@ -19,21 +19,28 @@ class Usage:
     """Tokens counted; `cached_tokens` of the prompt needed no prefill.
 
     `completion_tokens` counts every token the model produced, the one that ended
-    the answer included.
+    the answer included. `drafted_tokens` were guessed before the model was asked, and
+    `accepted_tokens` of them were right; None where nothing is guessed.
     """
 
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
+    drafted_tokens: int | None = None
+    accepted_tokens: int | None = None
 
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of one request. A request that produced no token has None for the first."""
+    """Seconds of one request. A request that produced no token has None for the first.
+
+    `tokens_per_pass` of the model is None where nothing is guessed, and it is one.
+    """
 
     first_token_seconds: float | None
     prefill_tokens_per_second: float | None
     decode_tokens_per_second: float | None
+    tokens_per_pass: float | None = None
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,11 @@ def open_model(
     if args.verbose:
         template = session.template
         note(f"folder: {session.folder.path}")
+        if (adapter := session.folder.adapter) is not None:
+            beside = {update.module for update in session.folder.updates.values()}
+            merged = len(adapter.pairs) - len(beside)
+            told = f", {merged} of them merged into weights" if merged else ""
+            note(f"adapter: {adapter.path} ({adapter.format}), {len(adapter.pairs)} modules{told}")
         note(f"chat template: {'none' if template is None else template.where}")
         note(f"context: {session.context or 'not limited'}")
     return name, session
@@ -53,6 +58,13 @@ def load_model(args: argparse.Namespace, session: Session, length: int) -> Loade
         warn(advice)
     if loaded.kept_cache and not args.quiet:
         note(_kept_cache(loaded.kept_cache))
+    draft = session.settings.model.draft
+    if draft is not None and not args.score:
+        from dataclasses import replace
+
+        from inference.draft_folder import load_draft
+
+        loaded = replace(loaded, draft=load_draft(draft, session, loaded, length))
     return loaded
 
 

@@ -94,6 +94,11 @@ GENERATE_FLAGS: Mapping[str, KeyFlag] = MappingProxyType(
         "--calculator": KeyFlag(
             "generate.calculator", "work out the expressions of a nanochat model as it asks for it"
         ),
+        "--prompt-lookup": KeyFlag(
+            "generate.prompt_lookup",
+            "faster where the answer repeats what was said: guess by it, check several tokens at"
+            " once; the text stays the same",
+        ),
         "--n": KeyFlag("generate.n", "how many answers to give", "-n"),
     }
 )
@@ -119,6 +124,13 @@ def parser() -> Parser:
     )
     group = made.group("model")
     group.add_argument("--model", metavar="DIR|HUB_ID", help="model folder, or hub id of one")
+    add_key(
+        group,
+        "--adapter",
+        key="model.adapter",
+        metavar="DIR",
+        help="add an adapter to the weights, of mlx_lm.lora or PEFT",
+    )
     group.add_argument(
         "--device", choices=("auto", "gpu", "cpu"), default="auto", help="(default: auto)"
     )
@@ -127,6 +139,13 @@ def parser() -> Parser:
         "--load-bits",
         key="memory.load_bits",
         help="quantize weights that are not quantized when they are read",
+    )
+    add_key(
+        group,
+        "--draft-model",
+        key="model.draft",
+        help="a smaller model with the same tokens, which guesses what this one then checks;"
+        " the text stays the same",
     )
     add_key(
         group,

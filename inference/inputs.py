@@ -20,17 +20,19 @@ _LARGEST = 256 * 2**20
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
-    """The prompt's text, exactly as it is given.
+    """The prompt's text, exactly as it is given, but for a byte order mark before it.
 
     Args:
         prompt: The text itself; "-" for stdin.
-        prompt_file: The path of a file, in place of it.
+        prompt_file: The path of a file, in place of it; "-" for stdin.
 
     Raises:
         UsageError: There is none.
         RequestError: It is blank, too large, or text of the command line that is not Unicode.
         SourceError: A file or stdin that is not UTF-8.
     """
+    if prompt_file == "-":
+        prompt, prompt_file = "-", None
     if prompt_file is not None:
         where = prompt_file
         with Path(where).open("rb") as file:
@@ -74,7 +76,7 @@ def _decoded(data: bytes, where: str) -> str:
     if len(data) > _LARGEST:
         raise RequestError(where, f"is larger than {_LARGEST} bytes", "shorten it")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise SourceError(
             where, f"is not valid Unicode (byte {error.start + 1})", "save it as UTF-8"

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlx.nn as nn
 
+from checkpoint.adapters.read import read_adapter
+from checkpoint.architecture.adapted import Updates, taken_apart, updates_of_model
 from checkpoint.architecture.config_values import untagged
 from checkpoint.architecture.mlx_lm_models import load_classes
 from checkpoint.folder import CONFIG, is_mlx, is_staging
@@ -22,11 +24,14 @@ from checkpoint.shards import read_catalog
 from checkpoint.tensors import Catalog
 from configs.errors import ArchitectureError, ModelConfigError, SourceError, UsageError
 from inference.device import Placement, cast, parameters
+from inference.low_rank import add_updates
 from inference.plain import fill_by_recipes, pack_as_kept, pack_placeholders
 from inference.weights import fill, quantize_layers, read_weights
 
 if TYPE_CHECKING:
+    from checkpoint.adapters.adapter import Adapter
     from checkpoint.architecture.mapping import ModelMap
+    from inference.drafts import DraftModel
 
 _CONTEXT_KEYS = (
     "max_position_embeddings",
@@ -48,19 +53,24 @@ class ModelFolder:
         config: Its config.json; of a folder that is not MLX's, with what it means made explicit.
         catalog: Its tensors.
         mapped: How its tensors become the model's parameters, where they are not those already.
+        adapter: What is added to its weights, if anything.
+        updates: What of that is computed beside them; the rest is a part of `mapped`.
     """
 
     path: Path
     config: Mapping[str, Any]
     catalog: Catalog
     mapped: ModelMap | None = None
+    adapter: Adapter | None = None
+    updates: Updates = field(default_factory=dict)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the weights in memory, before any cast."""
+        added = sum(update.nbytes for update in self.updates.values())
         if self.mapped is None:
-            return self.catalog.total_bytes
-        return sum(value.nbytes for value in parameters(self.mapped.model).values())
+            return self.catalog.total_bytes + added
+        return sum(value.nbytes for value in parameters(self.mapped.model).values()) + added
 
     @property
     def context(self) -> int | None:
@@ -104,6 +114,7 @@ class LoadedModel:
         seconds: What loading took.
         kept_cache: Layers whose KV cache is not quantized though that was asked for, and what
             they keep.
+        draft: A smaller model that guesses its tokens, if one is asked for.
     """
 
     model: nn.Module
@@ -112,6 +123,7 @@ class LoadedModel:
     dtype: str
     seconds: float
     kept_cache: Mapping[int, str] = field(default_factory=dict)
+    draft: DraftModel | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -124,14 +136,18 @@ class LoadedModel:
         return None if self.placement.fused_attention else self.folder.attention_heads
 
 
-def open_folder(path: Path, load_bits: int | None = None) -> ModelFolder:
+def open_folder(
+    path: Path, load_bits: int | None = None, adapter: Path | None = None
+) -> ModelFolder:
     """Check a folder's config and headers.
 
     Args:
         path: A folder for MLX, or a Hugging Face folder as it is.
         load_bits: Quantize the weights to so many bits when they are read.
+        adapter: The folder of what is added to them.
 
     Raises:
+        AdapterError: The adapter does not fit the model.
         SourceError: It is not a whole model folder, or not one that can be run.
         UsageError: Its weights can't be quantized, or are already.
     """
@@ -148,32 +164,44 @@ def open_folder(path: Path, load_bits: int | None = None) -> ModelFolder:
         )
     if config.get("quantize_activations"):
         raise ArchitectureError(where, "quantize_activations is not supported", "remove it")
+    added = None if adapter is None else read_adapter(adapter)
     if not is_mlx(config, catalog.metadata):
-        return _mapped(path, config, catalog, load_bits)
+        return _mapped(path, config, catalog, load_bits, added)
     if load_bits is None:
-        return ModelFolder(path, config, catalog)
+        folder = ModelFolder(path, config, catalog, adapter=added)
+        if added is None:
+            return folder
+        return replace(folder, updates=updates_of_model(added, config, _build(folder)))
     if config.get("quantization") is not None:
         raise UsageError("--load-bits", "the weights are quantized already", "leave it out")
-    return _mapped(path, config, catalog, load_bits)
+    return _mapped(path, config, catalog, load_bits, added)
 
 
 def _mapped(
-    path: Path, config: dict[str, Any], catalog: Catalog, load_bits: int | None
+    path: Path,
+    config: dict[str, Any],
+    catalog: Catalog,
+    load_bits: int | None,
+    adapter: Adapter | None,
 ) -> ModelFolder:
     """A folder whose names and config are carried over as `convert` does."""
     from checkpoint.architecture.mapping import map_model
 
     try:
-        mapped = map_model(config, catalog)
+        mapped = map_model(config, catalog, adapter=adapter)
     except SourceError as error:
         if error.where != CONFIG:
             raise
         raise type(error)(path / CONFIG, error.what, error.mend) from error
+    updates: Updates = {}
+    if adapter is not None:
+        recipes, updates = taken_apart(mapped.recipes, mapped.model)
+        mapped = replace(mapped, recipes=recipes)
     if load_bits is not None:
         pack_placeholders(mapped.model, load_bits)
     else:
         pack_as_kept(mapped)
-    return ModelFolder(path, mapped.config, catalog, mapped)
+    return ModelFolder(path, mapped.config, catalog, mapped, adapter, updates)
 
 
 def load(folder: ModelFolder, placement: Placement) -> LoadedModel:
@@ -187,6 +215,8 @@ def load(folder: ModelFolder, placement: Placement) -> LoadedModel:
     model = _read_mlx(folder) if folder.mapped is None else fill_by_recipes(folder.mapped)
     model.eval()
     dtype = cast(model, placement)
+    if folder.updates:
+        add_updates(model, folder.updates, dtype)
     return LoadedModel(model, folder, placement, dtype, time.perf_counter() - began)
 
 

@@ -36,12 +36,25 @@ class _Adapted(nn.Module):
     def __init__(
         self, base: nn.Module, rows: mx.array, columns: mx.array, gain: mx.array | None
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # MLX's stubs
         self.base = base
         self.rows = rows
         self.columns = columns
         if gain is not None:
             self.gain = gain
+
+    @property
+    def weight(self) -> mx.array:
+        """What a model that multiplies by a layer's weight itself asks for: it is not enough.
+
+        Raises:
+            AdapterError: Always; the adapter would be passed over.
+        """
+        raise AdapterError(
+            "--adapter",
+            "adapts a layer whose weight this architecture reads by itself",
+            "make a model of both with convert --fuse-adapter",
+        )
 
 
 class AdaptedLinear(_Adapted):

@@ -96,6 +96,7 @@ _NARROWER = {
 
 OPTIONS: tuple[Option, ...] = (
     Option("--model", EVERYWHERE),
+    Option("--adapter", EVERYWHERE, "model.adapter"),
     Option("--load-bits", EVERYWHERE, "memory.load_bits"),
     Option("--context", EVERYWHERE, "memory.context"),
     Option("--kv-bits", EVERYWHERE, "memory.kv_bits"),
@@ -111,6 +112,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("--prompt", _ONE | {"score"}),
     Option("--prompt-file", _ONE),
     Option("--system", ANSWERS, "generate.system"),
+    Option("--draft-model", ANSWERS, "model.draft"),
     Option("--raw", ANSWERS - {"chat"}),
     Option("--prompt-cache", ANSWERS - {"chat"}, mend="a chat keeps its own with --save-cache"),
     *(
@@ -169,7 +171,10 @@ def check_options(args: Namespace, settings: Resolved) -> None:
         origin = option.given(args, settings, mode)
         if origin is not None:
             where = origin if origin.startswith(option.name) else f"{origin} ({option.name})"
-            raise UsageError(where, f"does not go with {mode.words}", option.mend)
+            # A flag that asks for another mode helps nobody who has asked for one of these.
+            adds = name in ("chat", "batch", "score") and option.mend.startswith("add ")
+            mend = "leave it out" if adds else option.mend
+            raise UsageError(where, f"does not go with {mode.words}", mend)
 
 
 def markdown(option: str = "option") -> str:

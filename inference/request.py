@@ -161,6 +161,7 @@ class GenerationOptions:
     ignore_eos: bool = False
     logprobs: int | None = None
     n: int = 1
+    prompt_lookup: bool = False
     thinking: str | None = None
     thinking_budget: int | None = None
     tools: str | None = None

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import mlx.core as mx
 
 from configs.errors import GenerationError
 from inference.cache import Held, SequenceCache
 from inference.events import Aside, Delta, Event, Finished, FinishReason, Timings, Token, Usage
+from inference.guess import Guess
+from inference.marks import Mark, go_back
 from inference.reader import Reader
 from inference.request import TokenRequest
 from inference.sampler import Sampler
+
+if TYPE_CHECKING:
+    from inference.speculation import Guessing
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,15 @@ class Drawn:
     token: int
     total: float
     logprob: tuple[float, tuple[tuple[int, float], ...]] | None = None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A request that waits, with the cache that it may begin with."""
+
+    request: TokenRequest
+    given: Held | None
+    look_at: int | None = None
 
 
 @dataclass(eq=False)
@@ -55,6 +70,14 @@ class Row:
         drawn: Steps that were begun.
         said: Tokens of the answer, as far as they are known.
         over: Whether it has finished.
+        guessing: Makes its guesses; None where none are made.
+        guess: What is guessed of its next tokens.
+        right: How many of them were right.
+        places: Places that were read for them, and its share of those read for nothing.
+        beside: Rows of the pass that read them.
+        behind: Tokens before `token` that its own cache has not read.
+        mark: Where its own cache was before it read the last guesses.
+        passes: Calls of the model that gave its tokens.
     """
 
     request: TokenRequest
@@ -72,6 +95,14 @@ class Row:
     drawn: int = 0
     said: list[int] = field(default_factory=list)
     over: bool = False
+    guessing: Guessing | None = None
+    guess: Guess = field(default_factory=Guess)
+    right: int = 0
+    places: float = 0.0
+    beside: int = 1
+    behind: tuple[int, ...] = ()
+    mark: Mark | None = None
+    passes: int = 0
     _first_at: float | None = None
     _last_at: float = 0.0
 
@@ -125,13 +156,27 @@ class Row:
         self.over = True
         name, held = self.request.id, self.reader.flush()
         usage = Usage(len(self.request.prompt), self.cached, len(self.said))
+        if self.guessing is not None:
+            drafted, accepted = self.guessing.drafted, self.guessing.accepted
+            usage = replace(usage, drafted_tokens=drafted, accepted_tokens=accepted)
         events: list[Event] = [Aside(name, *aside) for aside in self.reader.asides()]
         events += [Delta(name, held)] if held else []
         return [*events, Finished(name, reason, usage, self._timings(), error)]
 
-    def held(self, cache: SequenceCache) -> Held:
-        """Its cache with the tokens that it has read."""
-        return Held((*self.request.prompt, *self.said)[: cache.length], cache)
+    def held(self, cache: SequenceCache) -> Held | None:
+        """Its cache with the tokens that it has read; None where it has read others since."""
+        tokens = (*self.request.prompt, *self.said)
+        if cache.length > len(tokens):
+            marks = () if self.mark is None else (self.mark,)
+            if not go_back(cache, len(tokens), marks):
+                return None
+        return Held(tokens[: cache.length], cache)
+
+    @property
+    def _tokens_per_pass(self) -> float | None:
+        if self.guessing is None or not self.passes:
+            return None
+        return self.drawn / self.passes
 
     def _timings(self) -> Timings:
         if self._first_at is None:
@@ -143,6 +188,7 @@ class Row:
             first_token_seconds=first,
             prefill_tokens_per_second=read / first if first > 0 else None,
             decode_tokens_per_second=(len(self.said) - 1) / rest if rest > 0 else None,
+            tokens_per_pass=self._tokens_per_pass,
         )
 
 

@@ -17,6 +17,7 @@ Knows nothing of models, text or other requests.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Collection, Sequence
@@ -89,6 +90,13 @@ class Sampler:
     def skip(self) -> None:
         """Count a token that was drawn elsewhere, while `plain`."""
         self._drawn += 1
+
+    def fork(self) -> Sampler:
+        """One that draws on from here as this one would, without changing it."""
+        made = copy.copy(self)
+        for name in ("_repeated", "_present", "_frequent"):
+            setattr(made, name, copy.copy(getattr(self, name)))
+        return made
 
     def __call__(self, logits: mx.array) -> mx.array:
         """Draw a token.

@@ -18,6 +18,7 @@ import mlx.nn as nn
 
 from inference.batching import BatchCache, why_not_batched
 from inference.cache import SequenceCache
+from inference.marks import Mark, go_back
 
 _PROMPTS = (11, 1, 6, 4)  # tokens read before decoding; the last one joins late
 _STEPS = 3
@@ -54,6 +55,68 @@ def batching_of(model: nn.Module) -> Batching:
     return Batching(refusals[0])
 
 
+def checking_of(model: nn.Module, mask_axes: int | None) -> str | None:
+    """Why several tokens can't be read at once and some of them forgotten; None if they can.
+
+    Windows are left as they are: an architecture that masks by its own idea of one reads
+    several tokens by that, as it reads a prompt.
+
+    Args:
+        model: The model.
+        mask_axes: As `batching_of` has found it, for sequences together; None for one alone.
+    """
+    prompts = _PROMPTS[:1] if mask_axes is None else _PROMPTS
+    caches = [_read(model, _tokens(n, size), narrow=False) for n, size in enumerate(prompts)]
+    alone = [_decode(model, row, cache.copy()) for row, cache in enumerate(caches)]
+    ids = [_tokens(row + len(_PROMPTS), _STEPS) for row in range(len(caches))]
+    try:
+        if mask_axes is None:
+            found = _check_alone(model, caches[0], ids[0])
+        else:
+            found = _check_together(model, caches, ids, mask_axes)
+        off = max(
+            _difference(a, b)
+            for mine, theirs in zip(alone, found, strict=True)
+            for a, b in zip(mine, theirs, strict=True)
+        )
+    except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        return f"the architecture can't go back over several tokens ({error})"
+    if off <= _ROUNDING.get(alone[0][0].dtype, 1e-3):
+        return None
+    return f"the architecture computes otherwise over several tokens (logits are off by {off:.1%})"
+
+
+def _check_alone(
+    model: nn.Module, cache: SequenceCache, ids: Sequence[int]
+) -> list[list[mx.array]]:
+    """Logits after each token, read all at once, when a first try was taken back but for one."""
+    mark, length = Mark.of(cache), cache.length
+    first = model(mx.array([[ids[0], 1, 1]]), cache=cache.layers)[0, 0]
+    cache.advance(3)
+    cache.evaluate()
+    held = go_back(cache, length + 1, () if mark is None else (mark,))
+    again = ids[held - length :]
+    rest = model(mx.array([list(again)]), cache=cache.layers)[0]
+    return [[first, *rest[-len(ids) + 1 :]]]
+
+
+def _check_together(
+    model: nn.Module,
+    caches: Sequence[SequenceCache],
+    ids: Sequence[Sequence[int]],
+    mask_axes: int,
+) -> list[list[mx.array]]:
+    """The same of all rows at once; each takes back but its first token."""
+    batch = BatchCache(mask_axes)
+    slots = batch.join(caches)
+    tries = [[ids[slots.index(slot)][0], 1, 1] for slot in range(batch.slots)]
+    first = model(mx.array(tries), cache=batch.begin(3))[:, 0]
+    batch.advance(dict.fromkeys(slots, 1))
+    rests = [list(ids[slots.index(slot)][1:]) for slot in range(batch.slots)]
+    rest = model(mx.array(rests), cache=batch.begin(len(rests[0])))
+    return [[first[slot], *rest[slot]] for slot in slots]
+
+
 def _refused(
     model: nn.Module,
     caches: Sequence[SequenceCache],
@@ -79,9 +142,9 @@ def _tokens(row: int, count: int) -> list[int]:
     return [1 + (5 * row + 7 * place + place * place) % 23 for place in range(count)]
 
 
-def _read(model: nn.Module, tokens: Sequence[int]) -> SequenceCache:
+def _read(model: nn.Module, tokens: Sequence[int], *, narrow: bool = True) -> SequenceCache:
     cache = SequenceCache(model)
-    for layer in cache.layers:
+    for layer in cache.layers if narrow else ():
         _narrow(layer)
     model(mx.array([list(tokens)]), cache=cache.layers)
     cache.advance(len(tokens))

@@ -181,6 +181,7 @@ class Session:
 
     def engine(self, loaded: LoadedModel, max_rows: int = 1) -> Engine:
         """The engine for requests of this session, so many of them at once."""
+        from inference.device import kv_budget
         from inference.engine import Engine
         from inference.reading import Readers
 
@@ -188,13 +189,20 @@ class Session:
         if tokenizer is None:
             raise RequestError("--prompt", f"{self.folder.path} has no tokenizer", "copy it there")
         control = tokenizer.control_tokens("" if self.template is None else self.template.source)
+        # Without a limit of the user's own, one answer may go as far as the device lets it.
+        limit, budget = self.settings.memory.limit, None
+        if limit is not None:
+            draft = 0 if loaded.draft is None else loaded.draft.weight_bytes
+            budget = kv_budget(loaded.placement, loaded.weight_bytes + draft, limit)
         return Engine(
             loaded.model,
             Readers(tokenizer, self.folder.vocabulary, control).make,
             kv_bits=self.settings.memory.kv_bits,
             kv_start=self.settings.memory.kv_start,
             attention_heads=self._score_heads(loaded),
+            draft=loaded.draft,
             max_rows=max_rows,
+            budget_bytes=budget,
         )
 
     @property
@@ -247,7 +255,7 @@ def open_session(folder: Path, settings: Resolved, *, need_tokenizer: bool = Tru
     from inference.template import find_template
     from inference.tokenizer import has_tokenizer, load_tokenizer
 
-    opened = open_folder(folder, settings.memory.load_bits)
+    opened = open_folder(folder, settings.memory.load_bits, settings.model.adapter)
     context, positions = settings.memory.context, opened.positions
     if context is not None and positions is not None and context > positions:
         raise UsageError(
@@ -273,4 +281,5 @@ def describe_run(name: str, loaded: LoadedModel) -> Run:
         dtype=loaded.dtype,
         load_seconds=loaded.seconds,
         weight_bytes=loaded.folder.catalog.total_bytes,
+        adapter=None if loaded.folder.adapter is None else str(loaded.folder.adapter.path),
     )

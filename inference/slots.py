@@ -71,34 +71,37 @@ class KeysValues:
     def make_mask(
         self, count: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array:
-        """The mask of a step of one token, [slots, 1, 1, entries]."""
+        """The mask of a step, [slots, 1, tokens, entries]."""
         at = self._step(count)
         return at.mask(self._ring, window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Take one token of every slot, [slots, heads, 1, size]; give all that are held."""
+        """Take the tokens of every slot, [slots, heads, n, size]; give all that are held."""
         at = self._step(keys.shape[2])
         if self.offset is at.after or self.keys is None or self.values is None:
-            raise ValueError("a batch takes one token a step")
+            raise ValueError("a batch takes its tokens once a step")
         self._grow(at.slots, at.size(self._ring))
         written = at.written(self._ring, keys.shape[1])
-        self.keys[written] = keys[:, :, 0]
-        self.values[written] = values[:, :, 0]
+        self.keys[written] = keys if at.count > 1 else keys[:, :, 0]
+        self.values[written] = values if at.count > 1 else values[:, :, 0]
         self.offset = at.after
         return self.keys_and_values()
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """All that are held, [slots, heads, entries, size]."""
-        at = self._step(1)
+        at = self._step(None)
         if self.keys is None or self.values is None:
             raise ValueError("a batch begins with what its sequences have read")
         size = at.size(self._ring)
         return self.keys[:, :, :size], self.values[:, :, :size]
 
-    def _step(self, count: int) -> Positions:
-        if count != 1 or self._at is None:
-            raise ValueError("a batch takes one token a step")
-        return self._at
+    def _step(self, count: int | None) -> Positions:
+        at = self._at
+        if at is None or count not in (None, at.count):
+            raise ValueError("a batch takes as many tokens as its step has")
+        if self._ring is not None and at.count > 1:
+            raise ValueError("a sliding window takes one token a step")
+        return at
 
     # What the batch asks of it.
 

@@ -25,6 +25,7 @@ class Run:
         dtype: The float type that the model computes in.
         load_seconds: What loading took.
         weight_bytes: Of the model's files.
+        adapter: The folder of what was added to its weights, if anything.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Run:
     dtype: str
     load_seconds: float
     weight_bytes: int
+    adapter: str | None = None
 
     @property
     def load_gb_per_second(self) -> float | None:
@@ -45,7 +47,9 @@ class Run:
             "bytes": self.weight_bytes,
             "gb_per_second": self.load_gb_per_second,
         }
-        return {"device": self.device, "dtype": self.dtype, "model": self.model, "load": load}
+        added = {} if self.adapter is None else {"adapter": self.adapter}
+        about = {"device": self.device, "dtype": self.dtype, "model": self.model}
+        return {**about, **added, "load": load}
 
     def describe(self) -> str:
         """Its part of the statistics."""
@@ -78,6 +82,10 @@ def answer_fields(event: Finished, run: Run) -> dict[str, Any]:
             "peak_memory_bytes": mx.get_peak_memory(),
         },
     }
+    if usage.drafted_tokens is not None:
+        fields["usage"]["drafted_tokens"] = usage.drafted_tokens
+        fields["usage"]["accepted_tokens"] = usage.accepted_tokens
+        fields["timings"]["tokens_per_pass"] = timings.tokens_per_pass
     if event.error is not None:
         fields["error"] = error_fields(event.error)
     return fields
@@ -96,6 +104,8 @@ def describe(event: Finished, run: Run, seed: int | None) -> str:
         f"prompt {usage.prompt_tokens} tokens{_rate(timings.prefill_tokens_per_second)}",
         f"answer {usage.completion_tokens} tokens{_rate(timings.decode_tokens_per_second)}",
     ]
+    if (guesses := guessed([event])) is not None:
+        parts.append(guesses)
     if timings.first_token_seconds is not None:
         parts.append(f"first token after {timings.first_token_seconds:.2f} s")
     parts.append(f"peak memory {mx.get_peak_memory() / 1e6:,.0f} MB")
@@ -113,9 +123,22 @@ def describe_several(events: Sequence[Finished], run: Run, seed: int | None) -> 
         f"{len(events)} answers of {tokens} tokens",
         f"peak memory {mx.get_peak_memory() / 1e6:,.0f} MB",
     ]
+    if (guesses := guessed(events)) is not None:
+        parts.append(guesses)
     if seed is not None:
         parts.append(f"seed {seed} and others from it")
     return "; ".join(parts)
+
+
+def guessed(events: Sequence[Finished]) -> str | None:
+    """What became of guesses, in words; None where none were made."""
+    drafted = sum(event.usage.drafted_tokens or 0 for event in events)
+    accepted = sum(event.usage.accepted_tokens or 0 for event in events)
+    if all(event.usage.drafted_tokens is None for event in events):
+        return None
+    rates = [e.timings.tokens_per_pass for e in events if e.timings.tokens_per_pass is not None]
+    mean = f", {sum(rates) / len(rates):.2f} tokens a pass" if rates else ""
+    return f"{accepted} of {drafted} guesses right{mean}"
 
 
 def _size(count: int) -> str:

@@ -21,6 +21,8 @@ class Throughput:
         prompt_tokens: Read.
         cached_tokens: Of prompts, that needed no reading.
         answer_tokens: Drawn and looked at.
+        drafted: Of answers, guessed before the model was asked.
+        accepted: Of those, right.
         rows: Requests under way.
         most_rows: Most of them at once.
         one_by_one: Why answers are not decoded together; None if they are, or if there
@@ -32,6 +34,8 @@ class Throughput:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     answer_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
     rows: int = 0
     most_rows: int = 0
     one_by_one: str | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,7 +20,8 @@ from checkpoint.architecture.hf_names import WAYS, to_hugging_face
 from checkpoint.architecture.low_rank import Adapted, LowRank, copied, transposed
 from checkpoint.architecture.mlx_lm_models import defer_mlx_lm_init
 from checkpoint.architecture.places import Probe
-from checkpoint.architecture.recipes import Recipe, Transpose, walk
+from checkpoint.architecture.reader import TensorReader
+from checkpoint.architecture.recipes import Recipe, Transpose, walk, whole
 from checkpoint.architecture.trace import trace
 from checkpoint.folder import shown
 from configs.errors import AdapterError
@@ -42,7 +43,8 @@ def updates_of_model(adapter: Adapter, config: Mapping[str, Any], model: nn.Modu
     Raises:
         AdapterError: It names a module that the model has not, or that it does not fit.
     """
-    shapes = {name: tuple(value.shape) for name, value in tree_flatten(model.parameters())}
+    flat = cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))
+    shapes = {name: tuple(value.shape) for name, value in flat}
     if adapter.format == "mlx":
         modules = _allowed(adapter, model)
         updates = {
@@ -98,6 +100,23 @@ def check_used(adapter: Adapter, recipes: Iterable[Recipe], architecture: str) -
     if lost := [pair.module for pair in adapter.pairs if pair.module not in used]:
         what = f"adapts {shown(lost)}, of which mlx-lm's {architecture} makes no use"
         raise AdapterError(adapter.file, what)
+
+
+def check_finite(adapter: Adapter) -> None:
+    """Refuse an adapter whose tensors hold infinities or NaN.
+
+    Raises:
+        AdapterError: Naming the first that does.
+        DiskError: The file can't be read.
+    """
+    with TensorReader() as reader:
+        for pair in adapter.pairs:
+            for ref in (pair.a, pair.b, pair.magnitude):
+                if ref is None:
+                    continue
+                value = copied(ref).read(whole(ref.shape), reader)
+                if not mx.all(mx.isfinite(value)).item():
+                    raise AdapterError(f"{ref.file} ({ref.name})", "holds infinite or NaN values")
 
 
 def taken_apart(

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
-from unittest import mock
 
 import mlx.core as mx
 
@@ -142,6 +141,8 @@ def _refs(recipes: Iterable[Recipe]) -> tuple[TensorRef, ...]:
 @contextlib.contextmanager
 def _contiguous_is_identity() -> Iterator[None]:
     """`mx.contiguous` changes only the layout in memory, and its primitive can't be exported."""
+    from unittest import mock  # it imports asyncio and ssl, which a plain run has no use for
+
     with mock.patch.object(mx, "contiguous", lambda array, *_, **__: array):
         yield
 

@@ -202,8 +202,8 @@ def _fate(weight: Recipe) -> str:
     if found is None:
         return "no mode of MLX has its grid"
     if found.exact:
-        return f"the same numbers in MLX at {found.form}"
-    return f"the same codes in MLX at {found.form}, scales and biases rounded to {_name(weight)}"
+        return f"MLX has the same numbers at {found.form}"
+    return f"MLX has the same codes at {found.form}, scales and biases rounded to {_name(weight)}"
 
 
 def _name(weight: Recipe) -> str:

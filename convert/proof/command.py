@@ -69,12 +69,21 @@ def prove_folder(folder: Path, named: str | None, revision: str | None, *, quiet
         ArchitectureError: transformers can't compute it.
     """
     require_torch()
+    _refuse_fused(folder)
     if named is None:
-        named, revision = _source_of(folder)
+        named, revision = source_of(folder)
     return prove(resolve_source(named, revision, quiet=quiet), folder, quiet=quiet)
 
 
-def _source_of(folder: Path) -> tuple[str, str | None]:
+def _refuse_fused(folder: Path) -> None:
+    """Refuse a folder that its source alone does not explain."""
+    path = file_in(folder, FILE)
+    if path.is_file() and read_json_object(path, SourceError, _LIMIT).get("adapter"):
+        what = "tells of an adapter that is fused into the folder, and of which the source has none"
+        raise SourceError(path, what, "leave --prove out")
+
+
+def source_of(folder: Path) -> tuple[str, str | None]:
     """The source that a folder's receipt names, and its commit."""
     mend = "name the source with --hf-path"
     path = file_in(folder, FILE)
@@ -87,6 +96,6 @@ def _source_of(folder: Path) -> tuple[str, str | None]:
         named = f"{_ON_HUBS[source['origin']]}{name}"
         return named, commit if isinstance(commit, str) else None
     given = source.get("given")
-    if not isinstance(given, str) or not Path(given).expanduser().is_dir():
+    if not isinstance(given, str) or not Path(given).expanduser().exists():
         raise SourceError(path, f"names a source that is not here ({given!r})", mend)
     return given, None

@@ -42,6 +42,12 @@ def update_error(
     return _summary(found - wanted, wanted - given, given, left_out)
 
 
+def update_errors(found: mx.array, wanted: mx.array, given: mx.array) -> mx.array:
+    """The same for every token on its own, [tokens]; infinite where a value found is no number."""
+    errors = _errors(found - wanted, wanted - given, given)
+    return mx.where(mx.isfinite(errors), errors, mx.inf)
+
+
 def logit_error(found: mx.array, wanted: mx.array) -> float:
     """The same for logits, from which a constant may be taken without a change."""
     difference, centred = found - wanted, wanted - wanted.mean(-1, keepdims=True)
@@ -70,11 +76,15 @@ def number(scalar: mx.array) -> float:
 
 
 def _summary(difference: mx.array, scale: mx.array, floor: mx.array, left_out: int = 0) -> float:
-    lengths = mx.maximum(_length(scale), _FLOOR * _length(floor))
-    errors = mx.sort(_length(difference) / mx.maximum(lengths, 1e-30))
+    errors = mx.sort(_errors(difference, scale, floor))
     kept = errors[: errors.size - left_out]
     finite = mx.isfinite(difference).all().item()
     return math.sqrt(number((kept * kept).mean())) if finite else math.inf
+
+
+def _errors(difference: mx.array, scale: mx.array, floor: mx.array) -> mx.array:
+    lengths = mx.maximum(_length(scale), _FLOOR * _length(floor))
+    return _length(difference) / mx.maximum(lengths, 1e-30)
 
 
 def _length(vectors: mx.array) -> mx.array:

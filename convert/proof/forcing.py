@@ -9,8 +9,7 @@ layer. Owns that; where weights come from is for `values` to know, what an error
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -18,6 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_unflatten
 
+from checkpoint.architecture.on_demand import intercept, watch
 from configs.errors import ArchitectureError
 from convert.proof.errors import distribution_shift, logit_error, relative_error, update_error
 from convert.proof.progress import Tell
@@ -81,11 +81,11 @@ class Bench:
         self._embeddings = 0.0
         self._errors: dict[int, float] = {}
         self._choosing = {number for number, layer in enumerate(layers) if _chooses(layer)}
-        watched = _watch(model, self._shapes.keys(), self._fetch)
+        watched = watch(model, self._shapes.keys(), self._fetch)
         # Parameters that lie in plain lists or dicts can't be watched; they are few and small.
         self._unwatched = [name for name in self._shapes if name not in watched]
         for number, layer in enumerate(layers):
-            _force(layer, number, self._run_layer)
+            intercept(layer, lambda *given, number=number: self._run_layer(number, *given))
 
     def asked(self, part: Part) -> frozenset[str]:
         """The parameters that a part has read so far."""
@@ -175,54 +175,3 @@ def _chooses(layer: nn.Module) -> bool:
 def _with_first(rows: mx.array, first: mx.array) -> mx.array:
     """A batch with its first row replaced."""
     return mx.concatenate([first[None].astype(rows.dtype), rows[1:]])
-
-
-def _watch(model: nn.Module, names: Any, fetch: Callable[[str], mx.array]) -> set[str]:
-    """Make every module ask `fetch` for its parameters; gives the names it will ask for."""
-    watched: set[str] = set()
-    seen: set[int] = set()
-    for path, module in model.named_modules():
-        if id(module) in seen:
-            continue
-        seen.add(id(module))
-        own = {key: f"{path}.{key}" if path else key for key in module}
-        own = {key: name for key, name in own.items() if name in names}
-        if own:
-            watched.update(own.values())
-            _become(module, _on_demand(type(module), own, fetch))
-    return watched
-
-
-def _on_demand(
-    base: type[Any], own: Mapping[str, str], fetch: Callable[[str], mx.array]
-) -> dict[str, Any]:
-    """Methods of a module whose items of some keys are fetched each time."""
-
-    def __getitem__(self: Any, key: str) -> Any:  # noqa: N807
-        return fetch(own[key]) if key in own else base.__getitem__(self, key)
-
-    def get(self: Any, key: str, default: Any = None) -> Any:
-        return fetch(own[key]) if key in own else base.get(self, key, default)
-
-    return {"__getitem__": __getitem__, "get": get}
-
-
-def _force(layer: nn.Module, number: int, run: Callable[..., Any]) -> None:
-    base = type(layer)
-    _, first, *_ = inspect.signature(base.__call__).parameters
-
-    def __call__(self: Any, *args: Any, **named: Any) -> Any:  # noqa: N807
-        hidden, rest = (args[0], args[1:]) if args else (named.pop(first), ())
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            return base.__call__(self, *args, **kwargs)
-
-        return run(number, call, hidden, rest, named)
-
-    _become(layer, {"__call__": __call__})
-
-
-def _become(module: nn.Module, methods: dict[str, Any]) -> None:
-    """Give one module methods of its own; its class, which others share, stays as it is."""
-    base = type(module)
-    module.__class__ = type(base.__name__, (base,), methods)

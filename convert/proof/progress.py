@@ -13,11 +13,12 @@ _NAME_WIDTH = 40
 
 
 @contextmanager
-def told_progress(*, quiet: bool) -> Iterator[Tell]:
+def told_progress(*, quiet: bool, title: str = "proof") -> Iterator[Tell]:
     """A callback that shows each step.
 
     Args:
         quiet: Show nothing, even on a terminal.
+        title: What is going on.
     """
     if quiet or not sys.stderr.isatty():
         yield lambda *_: None
@@ -26,7 +27,7 @@ def told_progress(*, quiet: bool) -> Iterator[Tell]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (
-        TextColumn("proof: {task.description}", markup=False),
+        TextColumn(f"{title}: {{task.description}}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
     )

@@ -74,7 +74,7 @@ def prove(source: SourceFolder | Path, folder: Path, *, quiet: bool = False) -> 
 
 def compare(reference: Reference, source: Source, folder: Path, tell: Tell, began: float) -> Proof:
     """The proof once transformers has run."""
-    config, carried = _open_written(folder)
+    config, carried = open_written(folder)
     mapped = map_model(source.config, source.catalog)
     if misfit := misfits(mapped.recipes, carried.recipes):
         raise VerifyError(folder, f"is not made from {source.path}: {misfit}", "convert it again")
@@ -94,7 +94,7 @@ def compare(reference: Reference, source: Source, folder: Path, tell: Tell, bega
         runs = {kind: bench.run(values, kind) for kind, values in kinds.items()}
     return Proof(
         reference=f"{reference.model} of transformers {importlib.metadata.version('transformers')}",
-        form=_form(config, carried.recipes),
+        form=form_in_words(config, carried.recipes),
         tokens=len(reference.ids),
         rows=_stages(runs, bench, mapped.recipes),
         tensors=tuple(checks),
@@ -108,7 +108,7 @@ def compare(reference: Reference, source: Source, folder: Path, tell: Tell, bega
     )
 
 
-def _open_written(folder: Path) -> tuple[dict[str, Any], Carried]:
+def open_written(folder: Path) -> tuple[dict[str, Any], Carried]:
     """The written folder as mlx-lm loads it, its weights seen plain."""
     config = read_model_config(folder)
     try:
@@ -144,7 +144,7 @@ def _stages(
     )
 
 
-def _form(config: Mapping[str, Any], written: Mapping[str, Recipe]) -> str:
+def form_in_words(config: Mapping[str, Any], written: Mapping[str, Recipe]) -> str:
     """What was written, in words."""
     forms = {form for form in (stored_form(recipe)[0] for recipe in written.values()) if form}
     if not forms:

@@ -21,10 +21,11 @@ from typing import Any
 import mlx.core as mx
 
 from checkpoint.architecture.config_values import untagged
+from checkpoint.dtypes import DTYPES
 from checkpoint.folder import SAFETENSORS, file_in, is_mlx, is_staging
+from checkpoint.gguf_files.source import gguf_file
 from checkpoint.model_config import read_model_config
 from checkpoint.nanochat.folder import find_files
-from checkpoint.quantized_source import refuse_quantized
 from checkpoint.shards import read_catalog
 from checkpoint.tensors import Catalog
 from configs.errors import ArchitectureError, DiskError, FerryError, SourceError
@@ -92,6 +93,18 @@ class Source:
     catalog: Catalog
 
 
+def _refuse_quantized(path: Path, config: dict[str, Any], catalog: Catalog) -> None:
+    """Refuse a source of packed weights: transformers would compute them in other kernels."""
+    text_config = config.get("text_config") or {}
+    found = config.get("quantization_config") or text_config.get("quantization_config")
+    scaled = next((ref.dtype for ref in catalog.values() if DTYPES[ref.dtype].needs_scales), None)
+    if not (found or scaled):
+        return
+    method = found.get("quant_method") if isinstance(found, dict) else scaled
+    what = f"is quantized ({method}), and a proof reads plain weights alone"
+    raise ArchitectureError(path, what, WITHOUT)
+
+
 def require_torch() -> None:
     """See that torch is there; costs nothing.
 
@@ -118,6 +131,9 @@ def open_source(path: Path) -> Source:
     require_torch()
     if is_staging(path):
         raise SourceError(path, "is a conversion that was never finished", "run it again")
+    if gguf_file(path) is not None:
+        what = "is a GGUF file, and a proof reads safetensors alone"
+        raise ArchitectureError(path, what, WITHOUT)
     if find_files(path) is not None:
         what = "holds nanochat's own files, which transformers can't read: nothing to prove by"
         raise ArchitectureError(path, what, WITHOUT)
@@ -130,7 +146,7 @@ def open_source(path: Path) -> Source:
         raise ArchitectureError(
             path, "is an MLX folder, which transformers can't read: nothing to prove by", WITHOUT
         )
-    refuse_quantized(config, catalog)
+    _refuse_quantized(path, config, catalog)
     return Source(path, config, catalog)
 
 

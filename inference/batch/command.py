@@ -59,7 +59,8 @@ def run_batch(
     """
     memory = session.settings.memory
     engine = session.engine(loaded, max_rows=memory.batch_size)
-    engine.budget_bytes = kv_budget(loaded.placement, loaded.weight_bytes, memory.limit)
+    weights = loaded.weight_bytes + (0 if loaded.draft is None else loaded.draft.weight_bytes)
+    engine.budget_bytes = kv_budget(loaded.placement, weights, memory.limit)
     about = describe_run(name, loaded)
     with _opened(output, _identity(session, source, about, raw), force=force) as rows:
         done, failed = (rows.done, rows.failed) if isinstance(rows, Written) else (0, 0)
@@ -77,6 +78,8 @@ def run_batch(
         if taken.tokens_per_second is not None:
             parts[-1] += f" at {taken.tokens_per_second:,.1f}/s"
         parts.append(f"up to {taken.most_rows} at once")
+        if taken.drafted:
+            parts.append(f"{taken.accepted:,} of {taken.drafted:,} guesses were right")
         if taken.cached_tokens:
             parts.append(f"{taken.cached_tokens:,} prompt tokens shared")
         if taken.one_by_one is not None:
@@ -123,4 +126,5 @@ def _identity(session: Session, source: Source, about: Run, raw: bool) -> dict[s
         "kv_start": settings.memory.kv_start,
         "context": settings.memory.context,
         "load_bits": settings.memory.load_bits,
+        "adapter": None if folder.adapter is None else folder.adapter.digest,
     }

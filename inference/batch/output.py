@@ -8,6 +8,7 @@ what the lines say, but that they are JSON.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -102,7 +103,7 @@ def open_output(path: Path, about: Mapping[str, Any], *, force: bool) -> Written
         SourceError: What is there was changed by somebody else.
         DiskError: It can't be written.
     """
-    path = path.absolute()
+    path = Path(os.path.realpath(path))  # a link is written through, and stays
     note = _beside(path)
     if force or not disk.is_there(path):
         return _begin(path, note, about)

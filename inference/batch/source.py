@@ -7,6 +7,7 @@ the objects say.
 from __future__ import annotations
 
 import hashlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,16 @@ class Source:
 
         Raises:
             DiskError: It can't be read.
+            SourceError: It has other rows than it had.
         """
-        return (line for line in _lines(self.path) if line.strip())
+        rows = 0
+        for line in _lines(self.path):
+            if line.strip():
+                rows += 1
+                yield line
+        if rows != self.rows:
+            what = f"was changed while it was read: it had {self.rows:,} rows, and has {rows:,}"
+            raise SourceError(self.path, what, "run it again with --force")
 
     def parse(self, line: bytes) -> dict[str, Any]:
         """One line as an object; a line of plain text becomes its prompt.
@@ -102,6 +111,8 @@ def _lines(path: Path, digest: Any = None) -> Iterator[bytes]:
             at += len(piece)
             if digest is not None:
                 digest.update(piece)
+            if at == len(piece):  # a byte order mark is no part of the first prompt
+                piece = piece.removeprefix(BOM_UTF8)
             *whole, last = piece.split(b"\n")
             for part in whole:
                 rest += part

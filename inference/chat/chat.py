@@ -25,6 +25,7 @@ from inference.device import allocating
 from inference.events import Finished
 from inference.render import Answer
 from inference.request import Message, TokenRequest
+from inference.statistics import guessed
 
 
 @dataclass
@@ -219,6 +220,8 @@ def status(finished: Finished, context: int | None) -> str:
     ]
     if timings.first_token_seconds is not None:
         parts.insert(1, f"first token after {timings.first_token_seconds:.2f} s")
+    if (guesses := guessed([finished])) is not None:
+        parts.append(guesses)
     if finished.reason == "cancelled":
         parts.insert(0, "stopped")
     return "; ".join(parts)

@@ -123,8 +123,12 @@ def _read(name: str, text: str) -> object:
 
 
 def _value(chat: Chat, name: str) -> str:
+    from configs.show import toml_value
+
     value = chat.setting(name)
-    return "not set" if value is None else str(value)
+    if value is None or isinstance(value, str):
+        return value or "not set"
+    return toml_value(value)
 
 
 def _show(chat: Chat, rest: str) -> None:

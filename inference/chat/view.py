@@ -88,6 +88,8 @@ class Pipe:
             except UnicodeDecodeError as error:
                 what = f"is not valid Unicode (byte {error.start + 1})"
                 raise SourceError(where, what, "save it as UTF-8") from error
+            if self._line == 1:
+                text = text.removeprefix("\ufeff")
             if text.strip():
                 return text
         return None

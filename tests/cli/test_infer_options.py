@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from inference.cli import main
 from inference.flags import GENERATE_FLAGS, parser
 from inference.options import MODES, OPTIONS, Option, markdown
+from tests.factories_adapters import mlx_pairs, write_mlx_adapter
 from tests.factories_inference import edit_json, write_mlx
 from tests.factories_talk import TEMPLATE
 
@@ -22,10 +23,12 @@ IN_PLACE_OF_A_RUN = {"--show-config", "--version", "--help"}
 # One value for each option that takes one; what it names is in the folder.
 VALUES = {
     "--model": "{folder}",
+    "--adapter": "{folder}/adapter",
     "--load-bits": "8",
     "--context": "200",
     "--kv-bits": "8",
     "--kv-start": "4",
+    "--draft-model": "{folder}",
     "--prompt-cache": "{folder}/cache",
     "--memory-limit": "8GB",
     "--device": "cpu",
@@ -93,6 +96,7 @@ TEXTS = ("--prompt", "--text-file", "--ids-file")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = write_mlx(tmp_path_factory.mktemp("model"))
     (made / "mine.toml").write_text("[memory]\ncontext = 200\n")
+    write_mlx_adapter(made / "adapter", mlx_pairs({"model.layers.2.mlp.up_proj": (128, 64)}))
     (made / "prompt").write_text("hi")
     (made / "ids.json").write_text("[5, 6, 7]")
     (made / "schema.json").write_text('{"type": "boolean"}')

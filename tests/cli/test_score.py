@@ -29,6 +29,7 @@ def score(model: Path, capfd: pytest.CaptureFixture[str], *flags: str) -> dict[s
     capfd.readouterr()
     assert main(["--model", str(model), "--score", "--json", "--quiet", *flags]) == 0
     found: dict[str, Any] = json.loads(capfd.readouterr().out)
+    assert found.pop("load")["bytes"] > 0  # with seconds that no other run takes
     return found
 
 

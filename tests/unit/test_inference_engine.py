@@ -195,11 +195,43 @@ def test_kv_bits_quantizes_the_layers_that_allow_it(bits: int) -> None:
     assert {c.bits for c in cache.layers if hasattr(c, "bits")} == {bits}
 
 
-def test_a_cache_of_8_bits_hardly_changes_the_answer() -> None:
+def logits_of(model: nn.Module, form: KvForm, pieces: Iterable[int]) -> mx.array:
+    cache, read = SequenceCache(model, form), 0
+    logits = mx.zeros(1)
+    for count in pieces:
+        logits = model(mx.array([PROMPT[read : read + count]]), cache=cache.layers)[0, -1]
+        cache.advance(count)
+        read += count
+    return logits
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_cache_is_the_same_however_a_prompt_is_cut(bits: int) -> None:
     model = tiny_network(tiny_config("llama"))
-    check_kv_bits(model, 8)
-    plain = answers(run(model, request(max_tokens=6)))["a"]
-    assert answers(run(model, request(max_tokens=6), kv_bits=8))["a"][:2] == plain[:2]
+    assert check_kv_bits(model, bits) == {}
+    form = KvForm(bits)
+    plain, found = (logits_of(model, f, [1, 39]) for f in (KvForm(), form))
+    off = mx.max(mx.abs(plain - found)).item() / (mx.max(plain) - mx.min(plain)).item()
+    assert 0 < off < (0.03 if bits == 8 else 0.6)
+    for pieces in ([1] * 40, [1, 20, 19]):
+        assert mx.allclose(logits_of(model, form, pieces), found, atol=1e-4)
+
+
+def test_a_cache_is_quantized_once_it_holds_so_many_tokens() -> None:
+    model = tiny_network(tiny_config("llama"))
+    plain = answers(run(model, request(max_tokens=30)))["a"]
+    for start in (50, 69, 70, 1000):  # the prompt has 40
+        later = answers(run(model, request(max_tokens=30), kv_bits=4, kv_start=start))["a"]
+        assert later[: start - 40] == plain[: start - 40]
+        assert (later == plain) == (start >= 69)
+    cache = SequenceCache(model, KvForm(8, 3))
+    for length in range(1, 6):
+        model(mx.array([[length]]), cache=cache.layers)
+        assert cache.changes_at == (3 if length <= 3 else None)
+        cache.advance(1)
+        assert {type(layer).__name__ for layer in cache.layers} == {
+            "QuantizedKVCache" if length >= 3 else "KVCache"
+        }
 
 
 def test_a_model_without_a_cache_to_quantize_is_refused() -> None:

@@ -230,6 +230,20 @@ def test_faults(
     assert capfd.readouterr().err == ""
 
 
+def test_a_folder_that_is_not_there_may_look_like_a_hub_id(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    hub.faults["/api/models/models/lama"] = Answer(500)
+    with pytest.raises(HubError) as caught:
+        resolve_source("models/lama")
+    assert "local folder" not in caught.value.mend
+    (tmp_path / "models").mkdir()
+    with pytest.raises(HubError) as caught:
+        resolve_source("models/lama")
+    assert caught.value.mend.endswith("if a local folder is meant, there is none of this name")
+
+
 def test_repository_that_is_not_there(hub: Hub) -> None:
     with pytest.raises(HubError, match="neither a folder here nor a public model on the hub"):
         resolve_source("org/nothing")

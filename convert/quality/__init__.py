@@ -1,0 +1,1 @@
+"""`--quality`: what quantization cost, measured beside the source and rounding to nearest."""
