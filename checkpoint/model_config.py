@@ -7,20 +7,21 @@ what one architecture makes of its values, and imports no architecture.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from checkpoint import disk
 from checkpoint.architecture.mlx_lm_models import model_types
 from checkpoint.dimensions import check_dimensions
-from checkpoint.folder import CONFIG, file_in
+from checkpoint.folder import CONFIG, file_in, shown
 from checkpoint.json_file import quoted, read_json_object
 from checkpoint.nanochat.folder import is_nanochat
 from checkpoint.odd_layouts import not_of_text, refuse_odd_layout
 from configs.errors import ArchitectureError, ModelConfigError
 
 _AGAIN = "download it again"
+_SNAPSHOTS = "snapshots"
 # Keys that name Python files of the folder's own.
 _CUSTOM_CODE = ("auto_map", "model_file")
 
@@ -43,11 +44,22 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         if is_nanochat(names):
             raise ModelConfigError(path, "is missing: the folder is nanochat's own", "convert it")
         refuse_odd_layout(folder, names)
-        raise ModelConfigError(path, "is missing", "give the folder that a model was saved in")
+        mend = "give the folder that a model was saved in"
+        if inner := _inside(folder, names):
+            mend = f"give a folder in it that holds a model: {shown(inner, 3)}"
+        raise ModelConfigError(path, "is missing", mend)
     config = read_json_object(path, ModelConfigError, infinities=True)
     _check_model_type(path, config)
     check_dimensions(config, path)
     return config
+
+
+def _inside(folder: Path, names: Iterable[str]) -> list[str]:
+    """Folders in a folder that have a config.json, those of the hub's cache among them."""
+    listed = [name for name in names if disk.is_folder(folder / name)]
+    if _SNAPSHOTS in listed:
+        listed = [f"{_SNAPSHOTS}/{name}" for name in disk.list_folder(folder / _SNAPSHOTS)]
+    return [name for name in listed if disk.is_there(folder / name / CONFIG)]
 
 
 def _check_model_type(path: Path, config: Mapping[str, Any]) -> None:

@@ -7,11 +7,14 @@ which modules a model has.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from configs.checks import InvalidValue, nearest, shown, switch, text
 from configs.keys import BITS, GROUP_SIZE, MODE, MODES
 from configs.table import DEFAULTS, Table, checks_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["MODES", "ConvertTable", "LayerChoice", "LayerRule", "layer_rules"]
 
@@ -106,7 +109,9 @@ class ConvertTable(Table, checks=checks_of("convert")):
         group_size: Weights that share a scale: affine 64, mxfp4 32, nvfp4 16, mxfp8 32.
         mode: Quantization mode.
         method: How codes and scales are found; `search` looks for those that lose least, `rtn`
-            rounds to nearest, as mlx-lm does.
+            rounds to nearest, as mlx-lm does, `calibrated` weighs errors by what a text makes
+            each layer see.
+        calibrate: The text for that, a file in UTF-8.
         dtype: Of the weights that are not quantized; the source's own when not set.
         max_shard_size: Largest size of one weight file, in bytes; text such as "5GB" is read.
         softcap: What a nanochat model caps its logits at, where its files can't tell.
@@ -121,6 +126,7 @@ class ConvertTable(Table, checks=checks_of("convert")):
     group_size: int = DEFAULTS["convert.group_size"]
     mode: str = DEFAULTS["convert.mode"]
     method: str = DEFAULTS["convert.method"]
+    calibrate: Path | None = DEFAULTS["convert.calibrate"]
     dtype: str | None = DEFAULTS["convert.dtype"]
     max_shard_size: int = DEFAULTS["convert.max_shard_size"]
     softcap: float | None = DEFAULTS["convert.softcap"]
@@ -132,6 +138,7 @@ class ConvertTable(Table, checks=checks_of("convert")):
         if self.quantize and self.dequantize:
             raise InvalidValue("goes against quantize", "choose one of them", ("dequantize",))
         _check_mode(self.mode, self.bits, self.group_size)
+        self._check_calibration()
         for index, rule in enumerate(self.layers):
             chosen = self._choice(rule)
             try:
@@ -139,6 +146,24 @@ class ConvertTable(Table, checks=checks_of("convert")):
             except InvalidValue as error:
                 error.path = ("layers", index, *error.path)
                 raise
+
+    def _check_calibration(self) -> None:
+        if self.method == "calibrated" and self.mode != "affine":
+            raise InvalidValue(
+                f"can't calibrate mode {self.mode}",
+                "choose method search, or mode affine",
+                ("method",),
+            )
+        if self.method == "calibrated" and self.calibrate is None:
+            raise InvalidValue(
+                "calibrated needs a text to calibrate on", "name one with calibrate", ("method",)
+            )
+        if self.calibrate is not None and self.method != "calibrated":
+            raise InvalidValue(
+                f"means nothing with method {self.method}",
+                "choose method calibrated",
+                ("calibrate",),
+            )
 
     def rule_for(self, module: str) -> LayerChoice | None:
         """What the rules say of a module path; None when no rule matches it."""

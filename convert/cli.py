@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING
 from configs.command import note, run, say, warn
 from configs.errors import UsageError
 from convert.flags import parser as parser
+from convert.quality.options import ALLOWED_BESIDE, check_quality, quality_folder
 
 if TYPE_CHECKING:
     from checkpoint.adapters.adapter import Adapter
     from checkpoint.source import SourceFolder
     from configs.resolve import Resolved
     from convert.consume import Consumed
-    from convert.pipeline import Prove
+    from convert.pipeline import Measure, Prove
 
 _ONE = "leave one of them out"
-_QUANTIZATION_KEYS = ("bits", "group_size", "mode", "method", "layers")
+_QUANTIZATION_KEYS = ("bits", "group_size", "mode", "method", "calibrate", "layers")
 _CONVERSION_FLAGS = ("force", "dry_run", "no_resume", "consume_source", "fuse_adapter")
 
 
@@ -42,6 +43,8 @@ def _convert(argv: Sequence[str]) -> int:
         return _diff(args)
     if args.verify is not None:
         return _verify(args, resolved)
+    if quality_folder(args) is not None:
+        return _quality(args, resolved)
     if resolved.model.source is None:
         raise UsageError("--hf-path", "no source is given", "give a local folder or a hub id")
     return _make(args, resolved)
@@ -92,7 +95,7 @@ def _make(args: argparse.Namespace, resolved: Resolved) -> int:
         plan = prepared.plan
         print(json.dumps(plan.as_json()) if args.json else plan_table(plan))
         return 0
-    prove = _prover(args, source)
+    prove, measure = _prover(args, source), _measurer(args, resolved, source)
     if consumed is not None:
         consumed.check_room(prepared.plan, destination)
     receipt = convert(
@@ -104,6 +107,7 @@ def _make(args: argparse.Namespace, resolved: Resolved) -> int:
         note=(lambda line: None) if args.quiet else note,
         supply=consumed,
         prove=prove,
+        measure=measure,
     )
     line = json.dumps(receipt, ensure_ascii=False) if args.json else str(destination.path)
     say(line, f"{destination.path} is whole all the same")
@@ -196,6 +200,34 @@ def _prover(args: argparse.Namespace, source: SourceFolder) -> Prove | None:
     return prover(source, quiet=args.quiet, tell=note)
 
 
+def _measurer(args: argparse.Namespace, resolved: Resolved, source: SourceFolder) -> Measure | None:
+    """What measures the staged folder beside its source, if that was asked for."""
+    if args.quality is None:
+        return None
+    from convert.prepare import choices_of
+    from convert.quality.command import measurer
+
+    choices = choices_of(resolved)
+    return measurer(source, args.text, args.plot, choices=choices, quiet=args.quiet, tell=note)
+
+
+def _quality(args: argparse.Namespace, resolved: Resolved) -> int:
+    from convert.prepare import choices_of
+    from convert.quality.command import measure_folder
+
+    report = measure_folder(
+        Path(args.quality),
+        args.reference,
+        resolved.model.revision,
+        args.text,
+        args.plot,
+        choices=choices_of(resolved),
+        quiet=args.quiet,
+    )
+    print(json.dumps(report.as_json(), ensure_ascii=False) if args.json else report.text_table())
+    return 0
+
+
 def _check_upload(args: argparse.Namespace) -> None:
     if args.upload_repo is not None:
         from convert.upload import check_upload
@@ -222,7 +254,9 @@ def _check_options(resolved: Resolved, args: argparse.Namespace) -> None:
         )
     if args.dry_run and args.force:
         raise UsageError("--force", "replaces nothing with --dry-run", _ONE)
-    for flag, mode in (("--diff", args.diff), ("--verify", args.verify)):
+    check_quality(args, resolved)
+    modes = ("--diff", args.diff), ("--verify", args.verify), ("--quality", quality_folder(args))
+    for flag, mode in modes:
         if mode is not None:
             _refuse_beside(flag, resolved, args)
     if args.prove and args.dry_run:
@@ -230,6 +264,12 @@ def _check_options(resolved: Resolved, args: argparse.Namespace) -> None:
     if args.prove and args.consume_source:
         raise UsageError(
             "--prove", "needs the whole source, which --consume-source releases", "leave one out"
+        )
+    if resolved.convert.calibrate is not None and args.consume_source:
+        raise UsageError(
+            resolved.origin("convert.calibrate"),
+            "needs the whole source, which --consume-source releases",
+            "leave one out",
         )
     if args.prove and args.fuse_adapter is not None:
         raise UsageError(
@@ -244,10 +284,16 @@ def _check_options(resolved: Resolved, args: argparse.Namespace) -> None:
 def _refuse_beside(mode: str, resolved: Resolved, args: argparse.Namespace) -> None:
     """Refuse the flags of a conversion where none is made."""
     given = [name for name in _CONVERSION_FLAGS if getattr(args, name)]
-    if mode == "--diff":
+    if mode != "--verify":
         given += [name for name in ("verify", "prove", "upload_repo") if getattr(args, name)]
+    if mode != "--quality" and args.quality is not None:
+        given.append("quality")
     flags = [f"--{name.replace('_', '-')}" for name in given]
-    allowed = ("model.source", "model.revision") if args.prove and mode == "--verify" else ()
+    allowed: tuple[str, ...] = ()
+    if args.prove and mode == "--verify":
+        allowed = ("model.source", "model.revision")
+    if mode == "--quality":
+        allowed = ALLOWED_BESIDE
     flags += [
         origin
         for key, origin in resolved.origins.items()

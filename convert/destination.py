@@ -113,18 +113,14 @@ def _refuse_existing(destination: Destination) -> None:
     if not (path.is_symlink() or disk.is_folder(path) or path.is_file()):
         what = f"{path} is a device, a pipe or a socket"  # such as /dev/null
         raise UsageError("--mlx-path", what, "choose a new folder")
-    names = [] if path.is_symlink() or not disk.is_folder(path) else disk.list_folder(path)
     if destination.force:
-        if CONFIG not in names and any(disk.is_folder(path / name) for name in names):
-            what = f"{path} is no model: it holds folders and no {CONFIG}"
-            raise UsageError("--mlx-path", what, "choose a new folder, or remove it yourself")
         return
-    if names or not disk.is_folder(path) or path.is_symlink():
+    if path.is_symlink() or not disk.is_folder(path) or disk.list_folder(path):
         raise UsageError("--mlx-path", f"{path} exists already", "replace it with --force")
 
 
 def check_apart(destination: Destination, source: Path) -> None:
-    """Refuse a destination that is the source, lies inside it or contains it.
+    """Refuse a destination that is the source, lies inside it or contains it, or is no model.
 
     Raises:
         UsageError: it does.
@@ -136,9 +132,19 @@ def check_apart(destination: Destination, source: Path) -> None:
         what = "lies inside the source"
     elif there in origin.parents:
         what = "contains the source"
+    elif _is_no_model(destination.path):
+        what = f"is no model: it holds folders and no {CONFIG}"
     else:
         return
     raise UsageError("--mlx-path", f"{destination.path} {what}", "choose another folder")
+
+
+def _is_no_model(path: Path) -> bool:
+    """Whether there is a folder of folders, such as somebody's documents, and not of a model."""
+    if path.is_symlink() or not disk.is_folder(path):
+        return False
+    names = disk.list_folder(path)
+    return CONFIG not in names and any(disk.is_folder(path / name) for name in names)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ def made_of(prepared: Prepared, table: ConvertTable) -> dict[str, str]:
     parts: dict[str, Iterable[object]] = {
         "options": [asdict(table), prepared.dtype],
         "source": _source(prepared),
+        "calibration text": [prepared.calibration and dict(prepared.calibration.recorded)],
         "adapter": [prepared.adapter and prepared.adapter.digest],
         "version of mlx, mlx-lm or mlx-ferry": [*versions, __version__],
         "device": [platform.machine(), mx.default_device()],

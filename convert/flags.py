@@ -46,6 +46,14 @@ def parser() -> Parser:
         help="how codes and scales are found: search loses less, rtn (rounding to nearest, as"
         " mlx-lm does) takes a quarter of the time; what they make runs equally fast",
     )
+    add_key(
+        weights,
+        "--calibrate",
+        key="convert.calibrate",
+        metavar="TEXT",
+        help="text file for --method calibrated, which loses far less than search and takes far"
+        " longer: the model reads it, and each layer is made for what it sees",
+    )
     add_key(weights, "--dtype", key="convert.dtype", help="dtype of what is not quantized")
     add_key(
         weights, "--max-shard-size", key="convert.max_shard_size", help="largest size of one file"
@@ -94,6 +102,28 @@ def parser() -> Parser:
         "--prove",
         action="store_true",
         help="hold the result against what transformers computes from the source",
+    )
+    quality = made.add_argument_group("quality")
+    quality.add_argument(
+        "--quality",
+        nargs="?",
+        const=True,
+        metavar="DIR",
+        help="measure what quantization lost, beside the source and rounding to nearest: of the"
+        " folder DIR, or with a conversion of its result",
+    )
+    quality.add_argument(
+        "--reference",
+        metavar="SOURCE",
+        help="what DIR was made from (default: what its receipt names)",
+    )
+    quality.add_argument(
+        "--text",
+        metavar="FILE",
+        help="text to measure on (default: a short sample of prose, code, chat and Chinese)",
+    )
+    quality.add_argument(
+        "--plot", metavar="FILE", help="draw the error of every layer (.png, .svg or .pdf)"
     )
     after = made.add_argument_group("publishing")
     after.add_argument(

@@ -210,6 +210,8 @@ def _figures(measured: object, prefix: str = "") -> Iterator[tuple[str, str]]:
                 yield name, f"{value:.6g}"
             case str() if value and len(value) <= _LONGEST and not re.search(r"[/\\]", value):
                 yield name, _plain(value)
+            case {"value": float() | int() as figure, "standard_error": error}:
+                yield name, f"{figure:.6g}" + (f" ± {error:.2g}" if error is not None else "")
             case Mapping():
                 yield from _figures(value, f"{name}, ")
 

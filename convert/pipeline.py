@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,24 @@ from checkpoint import disk
 from configs.errors import DiskError
 from configs.resolve import Resolved
 from convert.blocks import Blocks
+from convert.calibration.run import calibrated, told
 from convert.destination import Destination, held, publish
 from convert.fingerprint import made_of
 from convert.model_files import write_card, write_model_files
-from convert.prepare import Prepared
+from convert.prepare import Prepared, choices_of
 from convert.quantize import QUANTIZERS
 from convert.receipt import FILE, make_receipt, peak_memory_bytes
 from convert.shard_file import ShardFiles
 from convert.show import gigabytes
 from convert.staging import Note, confirm, staged, tidy
-from convert.stream import AllThere, Progress, Supply, stream_tensors
+from convert.stream import AllThere, Parts, Progress, Supply, stream_tensors
 from convert.verify import Verification, digest_file, verify_index
 
 Prove = Callable[[Path], dict[str, Any] | None]
 """Given the verified folder, what it proved for the receipt; raises VerifyError if it can't."""
+
+Measure = Callable[[Path, Mapping[str, Any]], dict[str, Any]]
+"""Given the verified folder and the receipt so far, what was measured, for the receipt."""
 
 
 def convert(
@@ -42,6 +46,7 @@ def convert(
     note: Note = lambda line: None,
     supply: Supply | None = None,
     prove: Prove | None = None,
+    measure: Measure | None = None,
 ) -> dict[str, Any]:
     """Carry out a prepared conversion; the destination is whole at the end or untouched.
 
@@ -57,6 +62,7 @@ def convert(
         note: Told how much of that is kept, and of other conversions' leftovers.
         supply: Brings the source's files one by one; None where all are there.
         prove: Called with the staged folder once it is verified.
+        measure: Called after that.
 
     Returns:
         The receipt, and what differs from run to run: `seconds`, `peak_memory_bytes`.
@@ -79,16 +85,31 @@ def convert(
             with progress(plan.tensor_bytes) as tell:
                 if kept := confirm(blocks, journal, files, tell):
                     note(f"resuming: {gigabytes(kept)} of {gigabytes(plan.tensor_bytes)} kept")
-                stream_tensors(
-                    blocks,
-                    prepared.model_map.recipes,
-                    QUANTIZERS[table.method],
-                    journal,
-                    files,
-                    tell,
-                    verification.start,
-                    supply or AllThere(),
-                )
+
+                def stream(
+                    supply: Supply, packed: Mapping[str, Parts] | None = None, again: bool = False
+                ) -> None:
+                    stream_tensors(
+                        blocks,
+                        prepared.model_map.recipes,
+                        QUANTIZERS[table.method],
+                        journal,
+                        files,
+                        tell,
+                        verification.start,
+                        supply,
+                        packed,
+                        again=again,
+                    )
+
+                calibration = None
+                if prepared.calibration is None:
+                    stream(supply or AllThere())
+                else:
+                    calibration = calibrated(
+                        prepared, choices_of(options), destination, blocks, journal, stream
+                    )
+                    note(told(calibration))
             source = prepared.source.path
             names = write_model_files(
                 folder, source, plan, prepared.config, prepared.chat_template, prepared.files
@@ -108,8 +129,12 @@ def convert(
             trust_remote_code=options.tokenizer.trust_remote_code,
             adapter=prepared.adapter,
         )
+        if calibration is not None:
+            receipt["calibration"] = calibration
         if prove is not None and (proof := prove(folder)) is not None:
             receipt["proof"] = proof
+        if measure is not None:
+            receipt["quality"] = measure(folder, receipt)
         write_card(folder, source, receipt)
         text = json.dumps(receipt, indent=2, ensure_ascii=False)
         disk.write_whole(folder / FILE, text.encode() + b"\n")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from checkpoint import disk
 from checkpoint.adapters.adapter import Adapter
@@ -35,6 +35,9 @@ from convert.planner import make_plan
 from convert.source_forms import DEQUANTIZED, source_forms
 from convert.tokenizer_options import with_eos_tokens
 
+if TYPE_CHECKING:
+    from convert.calibration.text import CalibrationText
+
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -54,6 +57,7 @@ class Prepared:
         files: Files that are made, not copied from the source, by name.
         recognised: What the source is, where that is not plain to see; else empty.
         adapter: What is added to its weights.
+        calibration: The text that quantization is calibrated on.
     """
 
     source: SourceFolder
@@ -67,6 +71,7 @@ class Prepared:
     files: Mapping[str, bytes] = field(default_factory=dict)
     recognised: str = ""
     adapter: Adapter | None = None
+    calibration: CalibrationText | None = None
 
 
 def prepare(
@@ -94,7 +99,7 @@ def prepare(
     chat_template = _read_template(template) if template else None
     if is_staging(source.path):
         raise SourceError(source.path, "is a conversion that was never finished", "run it again")
-    opened = open_source(source.path, _choices(options), catalog)
+    opened = open_source(source.path, choices_of(options), catalog)
     config, catalog = opened.config, opened.catalog
     from_mlx = is_mlx(config, catalog.metadata)
     if table.dequantize and not (from_mlx or "quantization_config" in config):
@@ -123,6 +128,9 @@ def prepare(
     plan, written_config = make_plan(model_map, table)
     if dtype is not None:
         written_config |= {"torch_dtype": dtype, "dtype": dtype}
+    calibration = None
+    if table.calibrate is not None:
+        calibration, plan = _calibration(table.calibrate, source, opened.config, model_map, plan)
     warnings = (
         *opened.warnings,
         *catalog.warnings,
@@ -143,7 +151,20 @@ def prepare(
         files,
         _recognised(opened.recognised, plan, model_map, table),
         adapter,
+        calibration,
     )
+
+
+def _calibration(
+    path: Path, source: SourceFolder, config: dict[str, Any], model_map: ModelMap, plan: Plan
+) -> tuple[CalibrationText, Plan]:
+    """The text to calibrate on, and the plan with the memory that this takes."""
+    from convert.calibration.run import expected_bytes
+    from convert.calibration.text import read_calibration
+
+    text = read_calibration(path, source.path, config)
+    peak = plan.expected_peak_bytes + expected_bytes(plan, model_map, text)
+    return text, replace(plan, expected_peak_bytes=peak)
 
 
 def _recognised(found: str, plan: Plan, model_map: ModelMap, table: ConvertTable) -> str:
@@ -177,7 +198,7 @@ def _template_warnings(folder: Path) -> Iterator[str]:
         yield f"the chat template can't be used: {problem}; replace it with --chat-template"
 
 
-def _choices(options: Resolved) -> Choices:
+def choices_of(options: Resolved) -> Choices:
     """What the options say of the source."""
     overrides = Overrides(options.convert.softcap, options.convert.window_pattern)
     tokenizer = options.tokenizer

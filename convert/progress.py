@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_NAME_WIDTH = 44
+# The other columns take about 60 characters, with a bar that one can read.
+_NAME_WIDTHS, _OTHERS, _NARROW = (10, 44), 60, 60
 
 
 @contextmanager
@@ -25,24 +26,33 @@ def progress_bar(total_bytes: int, *, quiet: bool) -> Iterator[Callable[[str, in
         BarColumn,
         DownloadColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
     )
+    from rich.table import Column
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    width = max(_NAME_WIDTHS[0], min(console.width - _OTHERS, _NAME_WIDTHS[1]))
+
+    def whole() -> Column:
+        return Column(no_wrap=True)
+
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}", markup=False, table_column=whole()),
+        DownloadColumn(table_column=whole()),
+    ]
+    if console.width >= _NARROW:
+        columns[1:1] = [BarColumn()]
+        columns += [
+            TransferSpeedColumn(table_column=whole()),
+            TimeRemainingColumn(table_column=whole()),
+        ]
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("", total=total_bytes)
 
         def advance(name: str, nbytes: int) -> None:
-            progress.update(
-                task, advance=nbytes, description=name[-_NAME_WIDTH:].ljust(_NAME_WIDTH)
-            )
+            progress.update(task, advance=nbytes, description=name[-width:].ljust(width))
 
         yield advance

@@ -50,8 +50,10 @@ def round_to_nearest(
     return packed
 
 
-QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType({"search": search, "rtn": round_to_nearest})
-"""What `convert.method` stands for."""
+QUANTIZERS: Mapping[str, Quantizer] = MappingProxyType(
+    {"search": search, "rtn": round_to_nearest, "calibrated": search}
+)
+"""What `convert.method` stands for; `calibrated` leaves what it does not make to search."""
 
 
 def largest_exponent(block: mx.array) -> mx.array:

@@ -120,7 +120,8 @@ def tidy(destination: Destination, note: Note) -> None:
                 else:
                     note(
                         f"{other.staging} ({gigabytes(disk.held_bytes(other.staging))}) is an"
-                        f" interrupted conversion to {other.path}; it goes on when it is run again"
+                        f" interrupted conversion to {other.path}; it goes on when it is run again,"
+                        " or can be removed"
                     )
 
 

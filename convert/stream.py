@@ -19,10 +19,10 @@ from typing import Protocol
 import mlx.core as mx
 
 from checkpoint import disk
-from checkpoint.architecture.kept import Kept, kept
+from checkpoint.architecture.kept import kept
 from checkpoint.architecture.low_rank import Adapted
 from checkpoint.architecture.reader import TensorReader
-from checkpoint.architecture.recipes import Recipe, walk
+from checkpoint.architecture.recipes import Box, Recipe, walk
 from configs.errors import DiskError, SourceError
 from convert.blocks import Block, Blocks
 from convert.journal import Journal
@@ -49,6 +49,13 @@ class Supply(Protocol):
 
     def release(self, files: Sequence[Path]) -> None:
         """Called once all that is made of these files is written; they are closed."""
+
+
+class Parts(Protocol):
+    """A weight that is packed already."""
+
+    def read(self, box: Box, reader: TensorReader) -> tuple[mx.array, ...]:
+        """Codes, scales and perhaps biases of whole rows."""
 
 
 class AllThere:
@@ -92,6 +99,9 @@ def stream_tensors(
     progress: Progress,
     finished: Callable[[Shard], None],
     supply: Supply,
+    packed: Mapping[str, Parts] | None = None,
+    *,
+    again: bool = False,
 ) -> None:
     """Make every block that is not finished.
 
@@ -103,7 +113,9 @@ def stream_tensors(
         files: The staged shards.
         progress: Called after every block.
         finished: Called with every shard once it is complete and synced.
-        supply: Says in which order, and is told which source files are needed.
+        supply: Says which and in which order, and is told which source files are needed.
+        packed: Weights that need no packing any more, by name.
+        again: Whether this was called for the same shards before.
 
     Raises:
         DiskError: reading or writing failed.
@@ -118,10 +130,12 @@ def stream_tensors(
             for shard in plan.shards
         }
         for shard in plan.shards:
-            if not left[shard.file]:
+            if not left[shard.file] and not again:
                 _finish(shard, blocks, journal, files, finished)
         with TensorReader() as reader:
-            for made in _compute(blocks, recipes, quantizer, journal, reader, supply):
+            for made in _compute(
+                blocks, recipes, quantizer, journal, reader, supply, packed or {}
+            ):
                 shard = blocks.shard_of(made.block.parameter)
                 _write(made, shard, files, journal)
                 progress(made.block.parameter.name, made.block.nbytes)
@@ -144,6 +158,7 @@ def _compute(
     journal: Journal,
     reader: TensorReader,
     supply: Supply,
+    packed: Mapping[str, Parts],
 ) -> Iterator[_Made]:
     """The unfinished blocks, each given out once the ones after it are under way.
 
@@ -164,7 +179,7 @@ def _compute(
         recipe = recipes[turn.name]
         parameter = unfinished[turn.name]
         keeps = parameter.quantization and parameter.operation != "quantize"
-        parts = kept(recipe) if keeps else None
+        parts = packed.get(turn.name) or (kept(recipe) if keeps else None)
         for block in blocks.of(parameter):
             if journal.has(block):
                 continue
@@ -184,7 +199,7 @@ def _compute(
 def _make(
     block: Block,
     recipe: Recipe,
-    parts: Kept | None,
+    parts: Parts | None,
     quantizer: Quantizer,
     streams: Sequence[mx.Stream],
     reader: TensorReader,

@@ -40,6 +40,7 @@ def answer(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     name, session = open_model(args, layers, settings)
     from inference.request import GenerationOptions
 
+    _tell_plain(args, session)
     options = GenerationOptions.from_table(session.settings.generate)
     request = session.request("0", text, options, raw=args.raw)
     requests = session.tokenize(request).answers()
@@ -83,6 +84,12 @@ def answer(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     return 0
 
 
+def _tell_plain(args: argparse.Namespace, session: Session) -> None:
+    """Say that prompts are put to no template, where nobody asked for that."""
+    if session.template is None and not args.raw and not args.quiet:
+        note("the model has no chat template: it goes on with the text itself, as with --raw")
+
+
 def _tell_cut(finished: Sequence[Finished], longest: int, session: Session) -> None:
     """Say where an answer ended because it was long enough, as nobody can see from its text."""
     cut = sum(event.reason == "length" for event in finished)
@@ -103,6 +110,7 @@ def batch(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     source = open_source(Path(args.batch))
     _check_cache(args)
     name, session = open_model(args, layers, settings)
+    _tell_plain(args, session)
     # How long the rows are is not known before they are read.
     loaded = load_model(args, session, session.context or 0)
 
@@ -161,6 +169,9 @@ def score(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     name, session = open_model(args, layers, settings, need_tokenizer=ids is None)
     if ids is None:
         ids = _encoded(session, text or "")
+    if args.html is not None and session.tokenizer is None:
+        what = "the folder has no tokenizer to show texts with"
+        raise RequestError("--html", what, "copy tokenizer.json there")
     session.check_ids(ids)
     window = session.window(args.window, args.stride, len(ids))
     loaded = load_model(args, session, window or len(ids))
@@ -171,9 +182,11 @@ def score(args: argparse.Namespace, layers: Layers, settings: Resolved) -> int:
     about = describe_run(name, loaded)
     with wired(loaded.placement), allocating():
         found = session.score(loaded, ids, window, args.stride)
-    if args.html is not None:
-        _write_page(Path(args.html), found, session, about)
-    _print_score(found, session, about, as_json=args.json)
+    try:
+        if args.html is not None:
+            _write_page(Path(args.html), found, session, about)
+    finally:  # a page that can't be written costs nobody the score
+        _print_score(found, session, about, as_json=args.json)
     if not args.quiet:
         note(about.describe())
     return 0
@@ -228,8 +241,6 @@ def _write_page(path: Path, found: Score, session: Session, about: Run) -> None:
     from inference.report import bits_per_byte, texts
     from inference.score_page import page
 
-    pieces = texts(found, session.tokenizer)
-    if pieces is None:
-        raise RequestError("--html", "the folder has no tokenizer to show texts with", "add it")
+    pieces = texts(found, session.tokenizer) or []
     shown = page(found, grouped(found, pieces), about, bits_per_byte(found, pieces))
-    disk.replace_whole(path, shown.encode())
+    disk.replace_whole(Path(os.path.realpath(path)), shown.encode())

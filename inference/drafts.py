@@ -20,9 +20,9 @@ from inference.sampler import Sampler
 
 MOST = 15  # tokens guessed at once
 _GRAM = 3
-_FIRST = 2  # tokens guessed at first
-_LOSS = 1.0  # passes that guessing may lose in any answer
-_SHARE = 0.03  # and for each token of it
+_FIRST = 1  # tokens guessed at first
+_LOSS = 0.3  # passes that guessing may lose in any answer
+_SHARE = 0.01  # and for each token of it
 _MOST_BALANCE = 3.0
 _WAIT = 0.05  # passes that the device waits where a token has to be known before the next
 

@@ -24,6 +24,7 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
     Raises:
         DiskError: It can't be written; what was there is still there.
     """
+    path = Path(os.path.realpath(path))  # a link is written through, and stays
     new = path.with_name(f".ferry-{os.getpid()}.new")
     with suppress(DiskError):
         disk.remove(new)

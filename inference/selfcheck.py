@@ -18,7 +18,6 @@ import mlx.nn as nn
 
 from inference.batching import BatchCache, why_not_batched
 from inference.cache import SequenceCache
-from inference.marks import Mark, go_back
 
 _PROMPTS = (11, 1, 6, 4)  # tokens read before decoding; the last one joins late
 _STEPS = 3
@@ -55,49 +54,33 @@ def batching_of(model: nn.Module) -> Batching:
     return Batching(refusals[0])
 
 
-def checking_of(model: nn.Module, mask_axes: int | None) -> str | None:
-    """Why several tokens can't be read at once and some of them forgotten; None if they can.
+def checking_of(model: nn.Module, mask_axes: int) -> str | None:
+    """Why a batch can't take several tokens at once and forget some of them; None if it can.
 
-    Windows are left as they are: an architecture that masks by its own idea of one reads
-    several tokens by that, as it reads a prompt.
+    A sequence alone needs no such trial: it reads several tokens as it reads a prompt.
 
     Args:
         model: The model.
-        mask_axes: As `batching_of` has found it, for sequences together; None for one alone.
+        mask_axes: As `batching_of` has found it.
     """
-    prompts = _PROMPTS[:1] if mask_axes is None else _PROMPTS
-    caches = [_read(model, _tokens(n, size), narrow=False) for n, size in enumerate(prompts)]
+    caches = [_read(model, _tokens(row, count)) for row, count in enumerate(_PROMPTS)]
     alone = [_decode(model, row, cache.copy()) for row, cache in enumerate(caches)]
     ids = [_tokens(row + len(_PROMPTS), _STEPS) for row in range(len(caches))]
     try:
-        if mask_axes is None:
-            found = _check_alone(model, caches[0], ids[0])
-        else:
-            found = _check_together(model, caches, ids, mask_axes)
+        found = _check_together(model, caches, ids, mask_axes)
         off = max(
             _difference(a, b)
             for mine, theirs in zip(alone, found, strict=True)
             for a, b in zip(mine, theirs, strict=True)
         )
     except (ValueError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        return f"the architecture can't go back over several tokens ({error})"
+        return f"the architecture can't read several tokens of each in a batch ({error})"
     if off <= _ROUNDING.get(alone[0][0].dtype, 1e-3):
         return None
-    return f"the architecture computes otherwise over several tokens (logits are off by {off:.1%})"
-
-
-def _check_alone(
-    model: nn.Module, cache: SequenceCache, ids: Sequence[int]
-) -> list[list[mx.array]]:
-    """Logits after each token, read all at once, when a first try was taken back but for one."""
-    mark, length = Mark.of(cache), cache.length
-    first = model(mx.array([[ids[0], 1, 1]]), cache=cache.layers)[0, 0]
-    cache.advance(3)
-    cache.evaluate()
-    held = go_back(cache, length + 1, () if mark is None else (mark,))
-    again = ids[held - length :]
-    rest = model(mx.array([list(again)]), cache=cache.layers)[0]
-    return [[first, *rest[-len(ids) + 1 :]]]
+    return (
+        "the architecture computes otherwise where a batch takes several tokens of each"
+        f" (logits are off by {off:.1%})"
+    )
 
 
 def _check_together(
@@ -142,9 +125,9 @@ def _tokens(row: int, count: int) -> list[int]:
     return [1 + (5 * row + 7 * place + place * place) % 23 for place in range(count)]
 
 
-def _read(model: nn.Module, tokens: Sequence[int], *, narrow: bool = True) -> SequenceCache:
+def _read(model: nn.Module, tokens: Sequence[int]) -> SequenceCache:
     cache = SequenceCache(model)
-    for layer in cache.layers if narrow else ():
+    for layer in cache.layers:
         _narrow(layer)
     model(mx.array([list(tokens)]), cache=cache.layers)
     cache.advance(len(tokens))

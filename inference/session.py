@@ -63,6 +63,8 @@ class Session:
 
         system = self.settings.generate.system
         if raw or (self.template is None and system is None):
+            if not raw:
+                _refuse_of_template(options)
             return Request(id, text=text, options=options)
         said = () if system is None else (Message("system", system),)
         return Request(id, messages=(*said, Message("user", text)), options=options)
@@ -269,6 +271,17 @@ def open_session(folder: Path, settings: Resolved, *, need_tokenizer: bool = Tru
     tokenizer.check_rows(opened.vocabulary)
     template = find_template(folder, settings.tokenizer.chat_template)
     return Session(opened, settings, tokenizer, template)
+
+
+def _refuse_of_template(options: GenerationOptions) -> None:
+    asked = {
+        "thinking": options.thinking == "off",
+        "thinking_budget": options.thinking_budget is not None,
+    }
+    for name, given in asked.items():
+        if given:
+            what = "this model has no chat template to ask for it"
+            raise RequestError(name, what, "leave it out")
 
 
 def describe_run(name: str, loaded: LoadedModel) -> Run:

@@ -23,7 +23,7 @@ from inference.selfcheck import checking_of
 
 # What checking one token more takes, in passes of one token. On a GPU the weights, which are
 # read once a pass, are most of it; on a CPU, where it was measured, the arithmetic is.
-_TOKEN_COST = {"cpu": 0.6, "gpu": 0.04}
+_TOKEN_COST = {"cpu": 0.7, "gpu": 0.04}
 
 
 class Guessing:
@@ -104,7 +104,7 @@ class Speculation:
         """The guesses of a request; None where it asks for none.
 
         Raises:
-            RequestError: This architecture can't go back, or not in a batch.
+            RequestError: This architecture can't go back in a batch.
         """
         sources: list[Source] = []
         if request.options.prompt_lookup:
@@ -115,20 +115,19 @@ class Speculation:
             return None
         if self._refused is not None:
             name = "prompt_lookup" if request.options.prompt_lookup else "draft_model"
-            mend = "leave it out"
-            if self._mask_axes is not None:
-                mend += ", or take one answer at a time (--batch-size 1)"
+            mend = "leave it out, or take one answer at a time (--batch-size 1)"
             raise RequestError(name, self._refused, mend)
         device = "gpu" if mx.default_device() == mx.gpu else "cpu"
         return Guessing(sources, _TOKEN_COST[device])
 
     @cached_property
     def _refused(self) -> str | None:
-        if self._mask_axes is not None:
-            kinds = {type(entry).__name__ for entry in SequenceCache(self._model).layers}
-            if kinds != {"KVCache"}:
-                others = ", ".join(sorted(kinds - {"KVCache"}))
-                return f"answers decoded together can't go back in the caches {others}"
+        if self._mask_axes is None:
+            return None
+        kinds = {type(entry).__name__ for entry in SequenceCache(self._model).layers}
+        if kinds != {"KVCache"}:
+            others = ", ".join(sorted(kinds - {"KVCache"}))
+            return f"answers decoded together can't go back in the caches {others}"
         return checking_of(self._model, self._mask_axes)
 
 

@@ -81,5 +81,6 @@ def first_grid(weights: Floats, share: Floats, levels: int, store: Store) -> tup
 
 def nearest(weights: Floats, scale: Floats, bias: Floats, levels: int) -> Floats:
     """The nearest codes, as floats."""
-    codes = np.rint((weights - bias) / scale)
-    return np.clip(codes, 0, levels, out=codes)
+    codes: Floats = np.rint((weights - bias) / scale)
+    np.clip(codes, 0, levels, out=codes)
+    return codes

@@ -26,6 +26,7 @@ class Moments:
     Args:
         inputs: Columns of the weights.
         outputs: Rows of what the layer's output lacks; 0 where nothing is told of it.
+        whole: Whether to keep what it takes to tell a loss in full.
 
     Attributes:
         tokens: How many were added.
@@ -34,8 +35,12 @@ class Moments:
         lack: Sum of r x^T, [outputs, in], for what is to be added to the output besides.
     """
 
-    def __init__(self, inputs: int, outputs: int = 0) -> None:
+    def __init__(self, inputs: int, outputs: int = 0, *, whole: bool = False) -> None:
         self.tokens = 0
+        size = inputs if whole else 0
+        self._apart: Floats = np.zeros((size, size), np.float32)
+        self._lack_apart: Floats = np.zeros((outputs, size), np.float32)
+        self._lack_square: Floats = np.zeros(outputs, np.float32)
         self.hessian: Floats = np.zeros((inputs, inputs), np.float32)
         self.drift: Floats = np.zeros((inputs, inputs), np.float32)
         self.lack: Floats = np.zeros((outputs, inputs), np.float32)
@@ -50,10 +55,20 @@ class Moments:
                 is added to it.
         """
         self.tokens += len(x)
+        with np.errstate(over="ignore", invalid="ignore"):  # `sound` will tell
+            self._add(x, source, lack)
+
+    def _add(self, x: Floats, source: Floats, lack: Floats | None) -> None:
         self.hessian += x.T @ x
-        self.drift += (source - x).T @ x
+        apart = source - x
+        self.drift += apart.T @ x
+        if len(self._apart):
+            self._apart += apart.T @ apart
         if lack is not None:
             self.lack += lack.T @ x
+            if len(self._apart):
+                self._lack_apart += lack.T @ apart
+                self._lack_square += np.square(lack).sum(0)
 
     @property
     def sound(self) -> bool:
@@ -84,7 +99,10 @@ class Moments:
         return pull
 
     def loss(self, made: Floats, weights: Floats, first_row: int = 0) -> float:
-        """What other weights lose against the source's; below zero if they gain.
+        """The squared error of the output, summed over tokens.
+
+        It is the error beyond that of the source's weights, less than nothing if there is less,
+        where the moments are not kept whole.
 
         Args:
             made: Some rows to judge, [rows, in].
@@ -93,7 +111,15 @@ class Moments:
         """
         error = made - weights
         terms = (error @ self.hessian - 2 * self.pull(weights, first_row)) * error
-        return float(np.sum(terms, dtype=np.float64))
+        loss = float(np.sum(terms, dtype=np.float64))
+        if not len(self._apart):
+            return loss
+        loss += float(np.sum((weights @ self._apart) * weights, dtype=np.float64))
+        if len(self._lack_apart):
+            cut = slice(first_row, first_row + len(weights))
+            loss += 2 * float(np.sum(self._lack_apart[cut] * weights, dtype=np.float64))
+            loss += float(np.sum(self._lack_square[cut], dtype=np.float64))
+        return loss
 
 
 def inverse_factor(hessian: Matrix) -> Matrix:
@@ -108,7 +134,7 @@ def inverse_factor(hessian: Matrix) -> Matrix:
     for _ in range(_MOST_TRIES):
         try:
             inverse = np.linalg.inv(hessian + added * np.eye(len(hessian)))
-            factor: Matrix = np.linalg.cholesky((inverse + inverse.T) / 2).T
+            factor = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float64)
         except np.linalg.LinAlgError:
             added = max(10 * added, 1e-8 * float(np.mean(np.diag(hessian))))
         else:

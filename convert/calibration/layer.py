@@ -13,13 +13,18 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from checkpoint.architecture.reader import TensorReader
+from checkpoint.architecture.recipes import Box
 from checkpoint.packing import Quantization
 from convert.calibration.gptq import Grid, gptq
 from convert.calibration.grid import STORES
-from convert.calibration.hessian import Floats, Moments, inverse_factor
+from convert.calibration.hessian import Floats, Matrix, Moments, inverse_factor
 from convert.calibration.refit import refit
 from convert.codes import pack
 from convert.quantize import Quantizer
+
+WIDEST = 8192
+"""The most columns of a layer that is calibrated: its moments must fit beside a block."""
 
 _SWEEPS = 3
 _WEIGHTS_TOGETHER = 1 << 24
@@ -49,6 +54,11 @@ class Packed:
     parts: tuple[mx.array, ...]
     form: Quantization
 
+    def read(self, box: Box, reader: TensorReader) -> tuple[mx.array, ...]:
+        """The parts of some rows; nothing is read from a file."""
+        (low, high), _ = box
+        return tuple(part[low:high] for part in self.parts)
+
     def values(self) -> mx.array:
         """The weights they stand for, [out, in] float32."""
         codes, scales, biases = self.parts
@@ -72,12 +82,12 @@ class Solver:
 
     def __init__(self, moments: Moments, unseen: Moments, search: Quantizer) -> None:
         self._moments, self._unseen, self._search = moments, unseen, search
-        self._inverse = np.zeros((0, 0))
+        self._inverse: Matrix = np.zeros((0, 0))
         if self.sound:
             hessian = moments.damped()
             self._hessian = hessian.astype(np.float32)
             self._factor = inverse_factor(hessian).astype(np.float32)
-            self._inverse = np.linalg.inv(hessian)
+            self._inverse = np.linalg.inv(hessian).astype(np.float64)
 
     @property
     def sound(self) -> bool:
@@ -93,25 +103,30 @@ class Solver:
             form: How to pack; `affine`.
         """
         step = max(1, _WEIGHTS_TOGETHER // self._moments.hessian.shape[0])
-        made: list[list[tuple[mx.array, ...]]] = [[], []]
+        streams = (mx.default_stream(mx.default_device()),)
+        made: tuple[list[tuple[mx.array, ...]], ...] = ([], [])
         losses = np.zeros(2)
+        sound = self.sound
         for low in range(0, count, step):
             block = rows(low, min(count, low + step))
-            candidates = [self._search(block, form, (mx.default_stream(mx.default_device()),))]
+            made[0].append(self._search(block, form, streams))
+            mx.eval(made[0][-1])
             weights = np.array(block.astype(mx.float32))
-            if self.sound:
-                candidates.append(_packed(self._calibrate(weights, low, form, block.dtype), form, block.dtype))
-            for place, parts in enumerate(candidates):
-                mx.eval(parts)
-                made[place].append(parts)
+            # Weights that are no numbers come out so by search, and whoever writes them sees it.
+            sound = sound and bool(np.isfinite(weights).all())
+            if not sound:
+                continue
+            grid = self._calibrate(weights, low, form, block.dtype)
+            made[1].append(_packed(grid, form, block.dtype))
+            for place, parts in enumerate((made[0][-1], made[1][-1])):
                 values = np.array(Packed(parts, form).values())
                 losses[place] += self._unseen.loss(values, weights, low)
-        ratio = None
-        if self.sound and losses[0] > 0 and np.isfinite(losses).all():
-            ratio = float(f"{losses[1] / losses[0]:.3g}")
-        better = self.sound and bool(losses[1] < losses[0])
-        parts = tuple(mx.concatenate(list(each)) for each in zip(*made[int(better)], strict=True))
+        better = sound and bool(losses[1] < losses[0])
+        joined = (mx.concatenate(list(each)) for each in zip(*made[better], strict=True))
+        parts = tuple(joined)
         mx.eval(parts)
+        told = sound and losses[0] > 0
+        ratio = float(f"{losses[1] / losses[0]:.3g}") if told else None
         return Packed(parts, form), Outcome("calibrated" if better else "search", ratio)
 
     def _calibrate(

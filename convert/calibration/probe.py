@@ -14,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from checkpoint.architecture.on_demand import intercept
 
@@ -30,10 +31,33 @@ class Stage:
         names: Of their weights.
         base: What the output is added to, if it is one layer's: a norm's name for what that
             takes, `INPUT`, or None.
+        norm: What made the input, if a norm did.
     """
 
     names: tuple[str, ...]
     base: str | None
+    norm: str | None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one run of a block has shown.
+
+    Attributes:
+        inputs: What each layer took that was asked for, by name.
+        norms: What each norm took.
+        output: What the block gave.
+    """
+
+    inputs: dict[str, mx.array]
+    norms: dict[str, mx.array]
+    output: mx.array
+
+    @property
+    def nbytes(self) -> int:
+        """Of all that is held."""
+        every = (*self.inputs.values(), *self.norms.values(), self.output)
+        return sum(array.nbytes for array in every)
 
 
 class FoundError(Exception):
@@ -45,7 +69,7 @@ class _Seen:
     """What one run of a block has shown: name, input and output of every call, in order."""
 
     linear: list[tuple[str, mx.array, mx.array]]
-    norms: list[tuple[str, int, mx.array]]
+    norms: list[tuple[str, int, mx.array, mx.array]]
 
 
 class Probe:
@@ -62,10 +86,13 @@ class Probe:
         self._stop = True
         self._input: mx.array | None = None
         self._norms: dict[str, mx.array] = {}
+        self._names: frozenset[str] = frozenset()
+        self._several: dict[str, mx.array] = {}
+        self._on_cpu = mx.default_device() == mx.Device(mx.cpu)
         for path, module in model.named_modules():
             name = f"{path}.weight"
             if isinstance(module, nn.Linear) and name in linear:
-                intercept(module, self._watch_linear(name))
+                intercept(module, self._watch_linear(name, module))
             elif _is_norm(module):
                 intercept(module, self._watch_norm(path))
 
@@ -92,12 +119,13 @@ class Probe:
                 grouped.append((given, [(name, made)]))
         calls = [name for name, _, _ in seen.linear]
         stages = []
-        for _, members in grouped:
+        for given, members in grouped:
             names = tuple(name for name, _ in members)
             if any(calls.count(name) > 1 for name in names):
                 continue  # a layer that is called twice has two inputs
             base = _base(members[0], seen, hidden, output) if len(members) == 1 else None
-            stages.append(Stage(names, base))
+            norm = next((path for path, _, _, made in seen.norms if made is given), None)
+            stages.append(Stage(names, base, norm))
         return stages
 
     def input_of(
@@ -123,7 +151,20 @@ class Probe:
         found, norms, self._input, self._norms = self._input, self._norms, None, {}
         return found, norms
 
-    def _watch_linear(self, name: str) -> Callable[..., Any]:
+    def inputs_of(self, names: frozenset[str], run: Callable[[], mx.array]) -> Taken:
+        """What some layers take when a block runs, to its end."""
+        self._several, self._norms = {}, {}
+        self._names = names
+        try:
+            output = run()
+        finally:
+            self._names = frozenset()
+        taken = Taken(self._several, self._norms, output)
+        mx.eval(taken.inputs, taken.norms)
+        self._several, self._norms = {}, {}
+        return taken
+
+    def _watch_linear(self, name: str, module: nn.Module) -> Callable[..., Any]:
         def called(
             call: Callable[..., Any], given: mx.array, rest: tuple[Any, ...], named: dict[str, Any]
         ) -> Any:
@@ -132,7 +173,9 @@ class Probe:
                 if self._stop:
                     raise FoundError
                 return given
-            made = call(given, *rest, **named)
+            if name in self._names:
+                self._several[name] = given
+            made = linear(module, given) if self._on_cpu else call(given, *rest, **named)
             if self._seen is not None:
                 self._seen.linear.append((name, given, made))
             return made
@@ -143,13 +186,21 @@ class Probe:
         def called(
             call: Callable[..., Any], given: mx.array, rest: tuple[Any, ...], named: dict[str, Any]
         ) -> Any:
-            if self._seen is not None:
-                self._seen.norms.append((path, len(self._seen.linear), given))
-            elif self._wanted is not None:
+            if self._wanted is not None or self._names:
                 self._norms[path] = given
-            return call(given, *rest, **named)
+            number = len(self._seen.linear) if self._seen is not None else 0
+            made = call(given, *rest, **named)
+            if self._seen is not None:
+                self._seen.norms.append((path, number, given, made))
+            return made
 
         return called
+
+
+def linear(module: nn.Module, given: mx.array) -> mx.array:
+    """What a linear layer makes of its input, by NumPy: several times faster than MLX on a CPU."""
+    made = mx.array(np.asarray(given) @ np.asarray(module["weight"]).T)
+    return made + module["bias"] if "bias" in module else made
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -162,9 +213,12 @@ def _base(
     """What a layer's output is added to, nothing else: told by what comes after it."""
     name, made = layer
     at = next(place for place, (other, _, _) in enumerate(seen.linear) if other == name)
-    before = [(INPUT, hidden), *((path, given) for path, number, given in seen.norms if number <= at)]
-    after = [*(given for _, number, given in seen.norms if number > at), output]
-    for base, value in reversed(before):
+    before = [
+        (INPUT, hidden),
+        *((path, given) for path, number, given, _ in seen.norms if number <= at),
+    ]
+    after = [*(given for _, number, given, _ in seen.norms if number > at), output]
+    for base, value in before:
         if value.shape != made.shape:
             continue
         total = value + made

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from checkpoint import disk
-from configs.errors import DiskError
+from configs.errors import DiskError, SourceError
 from convert.calibration.hessian import Floats
 
 _KEPT = 2
@@ -57,7 +57,7 @@ class States:
         if not disk.is_there(self._folder):
             disk.make_folder(self._folder)
         data = np.ascontiguousarray(state.hidden)
-        view = memoryview(data).cast("B")
+        view = data.data.cast("B")
         head = json.dumps(
             {
                 "shape": data.shape,
@@ -90,7 +90,7 @@ class States:
                 return None
             with disk.reading(path) as file:
                 return _read(file, path, number, shape)
-        except (DiskError, ValueError, KeyError, TypeError):
+        except (DiskError, SourceError, ValueError, KeyError, TypeError):
             return None
 
     def _path(self, number: int) -> Path:
@@ -108,7 +108,7 @@ def _read(file: int, path: Path, number: int, shape: tuple[int, ...]) -> State |
     head = bytearray(length)
     disk.read_into(file, path, head, 8)
     found = json.loads(head)
-    view = memoryview(data).cast("B")
+    view = data.data.cast("B")
     disk.read_into(file, path, view, 8 + length)
     if tuple(found["shape"]) != shape or found["crc32"] != zlib.crc32(view):
         return None

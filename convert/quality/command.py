@@ -26,8 +26,8 @@ _LIMIT = 100_000_000
 
 def measurer(
     source: SourceFolder,
-    text: Path | None,
-    plot: Path | None,
+    text: str | None,
+    plot: str | None,
     *,
     choices: Choices,
     calibration: Sequence[str | Mapping[str, Any]] = (),
@@ -52,16 +52,15 @@ def measurer(
         FerryError: there is no matplotlib to draw with.
         UsageError: the text is one that the model is calibrated on.
     """
-    if plot is not None:
-        check_plot(plot)
-    read = read_text(text, "--text")
+    picture = check_plot(plot)
+    read = read_text(Path(text) if text is not None else None, "--text")
     check_disjoint(calibration, read, "--text")
 
     def measure_staged(folder: Path, receipt: Mapping[str, Any]) -> dict[str, Any]:
         known = (*calibration, *fingerprints(receipt))
         report = measure(source, folder, read, choices=choices, calibration=known, quiet=quiet)
-        if plot is not None:
-            write_plot(report, plot)
+        if picture is not None:
+            write_plot(report, picture)
         for line in ((report.summary,) if not quiet else ()) + tuple(report.findings()):
             tell(line)
         return report.as_json()
@@ -73,8 +72,8 @@ def measure_folder(
     folder: Path,
     named: str | None,
     revision: str | None,
-    text: Path | None,
-    plot: Path | None,
+    text: str | None,
+    plot: str | None,
     *,
     choices: Choices,
     quiet: bool,
@@ -94,13 +93,15 @@ def measure_folder(
         FerryError: see `measure`; there is no matplotlib to draw with.
         SourceError: nothing says what the source is, or it is not there.
     """
-    if plot is not None:
-        check_plot(plot)
+    picture = check_plot(plot)
     if not folder.is_dir():
         raise SourceError(folder, "is not a folder", "give a model folder")
-    read = read_text(text, "--text")
+    read = read_text(Path(text) if text is not None else None, "--text")
     path = file_in(folder, FILE)
     receipt = read_json_object(path, SourceError, _LIMIT) if path.is_file() else {}
+    if receipt.get("adapter"):
+        what = "tells of an adapter that is fused into the folder, and of which the source has none"
+        raise SourceError(path, what, "leave --quality out")
     known = fingerprints(receipt)
     check_disjoint(known, read, "--text")
     if named is None:
@@ -110,8 +111,8 @@ def measure_folder(
             raise SourceError(error.where, error.what, "name it with --reference") from error
     source = resolve_source(named, revision, quiet=quiet, code=choices.trust_remote_code)
     report = measure(source, folder, read, choices=choices, calibration=known, quiet=quiet)
-    if plot is not None:
-        write_plot(report, plot)
+    if picture is not None:
+        write_plot(report, picture)
     return report
 
 

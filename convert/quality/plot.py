@@ -18,7 +18,7 @@ FLAG = "--plot"
 _SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def check_plot(path: Path) -> None:
+def check_plot(named: str | None) -> Path | None:
     """See that a picture can be drawn, before hours go into what it is to show.
 
     Raises:
@@ -26,6 +26,9 @@ def check_plot(path: Path) -> None:
         FerryError: there is nothing to draw with.
         UsageError: it is no kind of picture that can be drawn.
     """
+    if named is None:
+        return None
+    path = Path(named)
     if path.suffix.lower() not in _SUFFIXES:
         kinds = f"{', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}"
         raise UsageError(FLAG, f"can't draw {path.name}", f"name a file that ends in {kinds}")
@@ -33,6 +36,7 @@ def check_plot(path: Path) -> None:
         raise DestinationError(path.parent, "is not a folder", "make it first")
     if importlib.util.find_spec("matplotlib") is None:
         raise FerryError(FLAG, "needs matplotlib", "pip install 'mlx-ferry[plot]'")
+    return path
 
 
 def write_plot(report: Report, path: Path) -> None:

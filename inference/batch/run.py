@@ -6,6 +6,7 @@ those that failed. How rows share the device is the engine's.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -115,13 +116,23 @@ class Batch:
     def _tokenize(self, index: int, line: Line) -> TokenRequest:
         table = line.table(self.session.settings.generate)
         options = GenerationOptions.from_table(table)
-        request = self._request(str(index), line, options)
-        return self.session.tokenize(request, own_max_tokens="max_tokens" in line.options)
+        try:
+            request = self._request(str(index), line, options)
+            return self.session.tokenize(request, own_max_tokens="max_tokens" in line.options)
+        except RequestError as error:
+            if not error.where.startswith("--"):
+                raise
+            raise RequestError(_fields(error.where), error.what, _fields(error.mend)) from error
 
     def _request(self, name: str, line: Line, options: GenerationOptions) -> Request:
         if line.messages:
             return Request(name, messages=line.messages, options=options)
         return self.session.request(name, line.text, options, raw=self.raw or line.raw)
+
+
+def _fields(text: str) -> str:
+    """Words about flags as words about the fields of a row."""
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda found: found[1].replace("-", "_"), text)
 
 
 def count(total: int) -> str:

@@ -244,7 +244,7 @@ never said
     assert code == 0, err
     assert out.count("\n") >= 3
     assert "/retry" in err and "answer the last turn anew" in err
-    assert "temperature = 0.0" in err and "top_p = 0.5" in err and "stop = ('a', 'b')" in err
+    assert "temperature = 0.0" in err and "top_p = 0.5" in err and 'stop = ["a", "b"]' in err
     assert "--- system\nbe brief\n--- user\n/etc is a folder\n--- assistant\n" in err
     assert "nothing was said" not in err  # the system message stays when all else is cleared
     assert err.rstrip().endswith("no system message")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from convert.cli import main
@@ -163,3 +166,35 @@ def test_what_cannot_be_proven_is_told_as_it_is(
     assert convert(file, tmp_path / "out", *flags) == 1
     assert f"error: {file}: is a GGUF file, and a proof reads" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("columns", [30, 60, 80, 120])
+def test_the_bar_keeps_to_one_line(columns: int) -> None:
+    call = "tell('model.layers.10.self_attn.q_proj.weight', 123_400_000_000)"
+    program = (
+        "from convert.progress import progress_bar\n"
+        f"with progress_bar(456_700_000_000, quiet=False) as tell: {call}"
+    )
+    environment = {**os.environ, "COLUMNS": str(columns)}
+    with pexpect.spawn(
+        sys.executable,
+        ["-c", program],
+        encoding="utf-8",
+        timeout=60,
+        dimensions=(24, columns),
+        env=environment,  # type: ignore[arg-type]
+    ) as child:
+        shown = child.read()
+    assert "j.weight" in shown and "123.4/456" in shown
+    assert shown.count("\x1b[1A") == 1  # a line up, to take the bar away
+    assert ("━" in shown) == (columns >= 60)
+
+
+def test_a_folder_around_the_model(llama: Path, tmp_path: Path, capsys: Capture) -> None:
+    shutil.copytree(llama, tmp_path / "around" / "inner")
+    shutil.copytree(llama, tmp_path / "models--org--name" / "snapshots" / "0123")
+    for folder, inner in (("around", "inner"), ("models--org--name", "snapshots/0123")):
+        assert convert(tmp_path / folder, tmp_path / "out") == 1
+        held = tmp_path / folder
+        told = f"error: {held}/config.json: is missing; give a folder in it that holds a model: "
+        assert capsys.readouterr().err == f"{told}'{inner}'\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,11 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from configs.errors import SourceError
+from checkpoint import disk
+from configs.errors import DiskError, SourceError
 from inference.batch.source import open_source
 from inference.cli import main
-from tests.factories_inference import write_mlx
+from tests.factories_inference import edit_json, write_mlx
 
 BOM = b"\xef\xbb\xbf"
 
@@ -174,7 +176,9 @@ def test_a_memory_limit_holds_for_a_single_answer(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    size = sum(array.nbytes for array in mx.load(str(model / "model.safetensors")).values())  # type: ignore[union-attr]
+    weights = mx.load(str(model / "model.safetensors"))
+    assert isinstance(weights, dict)
+    size = sum(array.nbytes for array in weights.values())
     slot = 3 * 2 * 2 * 32 * 4 * 256  # layers, keys and values, heads, their size, float32, tokens
     before = mx.set_memory_limit(1 << 40)
     try:
@@ -238,3 +242,83 @@ def test_a_variable_that_is_set_to_nothing_is_not_set(
         capfd.readouterr()
         assert main(flags(model, "--prompt", "hello")) == 2
         assert capfd.readouterr().err.startswith("error: MLX_FERRY_DEVICE: MLX has no GPU here; ")
+
+
+def test_what_is_wrong_with_a_row_is_said_of_its_fields(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": " "}\n{"prompt": "hello", "max_tokens": 5000}\n')
+    assert main(flags(model, "--batch", rows)) == 1
+    errors = [json.loads(line)["error"]["message"] for line in capfd.readouterr().out.splitlines()]
+    assert errors[0] == "prompt: is empty; say something"
+    assert errors[1].startswith("prompt: ") and "lower max_tokens to " in errors[1]
+
+
+def without_template(model: Path, folder: Path) -> Path:
+    shutil.copytree(model, folder)
+    edit_json(folder / "tokenizer_config.json", chat_template=None)
+    return folder
+
+
+def test_a_model_without_chat_template(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    plain = without_template(model, tmp_path / "plain")
+    rows = tmp_path / "rows.txt"
+    rows.write_text("hello\n")
+    told = "the model has no chat template: it goes on with the text itself, as with --raw\n"
+    asked = ["--model", str(plain), "--max-tokens", "4"]
+    for mode in (["--prompt", "hello"], ["--batch", str(rows)]):
+        for more in ([], ["--raw"]):
+            assert main([*asked, *mode, *more]) == 0
+            assert (told in capfd.readouterr().err) == (not more)
+        for more in (["--thinking", "off"], ["--thinking-budget", "3"]):
+            assert main([*asked, *mode, *more]) == (1 if "--batch" in mode else 2)
+            both = capfd.readouterr()
+            what = more[0].removeprefix("--").replace("-", "_")
+            assert f"{what}: this model has no chat template" in both.out + both.err
+
+
+def test_a_score_is_not_lost_with_its_page(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise DiskError(path, "the disk is full", "free some space and run it again")
+
+    monkeypatch.setattr(disk, "write_whole", full)
+    page = tmp_path / "page.html"
+    asked = ["--model", str(model), "--score", "--prompt", "hello fox", "--html", str(page)]
+    assert main([*asked, "--json", "--quiet"]) == 1
+    both = capfd.readouterr()
+    assert json.loads(both.out)["total_bits"] > 0 and "the disk is full" in both.err
+
+
+def test_a_page_needs_a_tokenizer_before_the_weights_are_read(
+    model: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, ids = tmp_path / "bare", tmp_path / "ids.json"
+    shutil.copytree(model, folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    ids.write_text("[5, 6]")
+    asked = ["--model", str(folder), "--score", "--ids-file", str(ids)]
+    assert main([*asked, "--html", str(tmp_path / "page.html")]) == 2
+    both = capfd.readouterr()
+    assert both.out == "" and both.err.startswith("error: --html: the folder has no tokenizer")
+
+
+def test_chats_and_pages_go_through_a_link(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, asked in enumerate((["--chat", "--session"], ["--score", "--html"])):
+        link, file = tmp_path / f"link{number}", tmp_path / f"file{number}"
+        link.symlink_to(file)
+        if "--score" in asked:
+            ran = ["--model", str(model), "--prompt", "hello", "--quiet", *asked, str(link)]
+        else:
+            monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"hello")))
+            file.write_text('{"format": "mlx-ferry chat", "version": 1, "messages": []}')
+            ran = flags(model, *asked, link)
+        assert main(ran) == 0
+        assert link.is_symlink() and len(file.read_text()) > 100

@@ -493,7 +493,7 @@ def test_no_folder_to_check(llama: Path, capsys: Capture) -> None:
     shutil.copytree(llama, staging)
     for folder, words in (
         (llama.parent / "absent", "there is no such folder"),
-        (llama / "config.json", "there is no such folder"),
+        (llama / "config.json", "is a file, not a folder"),
         (staging, "never finished"),
     ):
         assert main(["--verify", str(folder)]) == 1

@@ -12,6 +12,7 @@ import pytest
 from mlx.utils import tree_map
 
 from configs.errors import RequestError
+from inference import speculation
 from inference.cache import Held
 from inference.checking import settle
 from inference.drafts import MOST, DraftModel, Pace, PromptLookup
@@ -39,6 +40,12 @@ PENALIZED = SamplingOptions(
 )
 PROMPT = tuple((7 * n * n + 3 * n) % VOCABULARY for n in range(40))
 BATCHED = ("llama", "gemma2", "qwen3_moe", "gpt2")
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checking costs little, so that there is much of it."""
+    monkeypatch.setattr(speculation, "_TOKEN_COST", {"cpu": 0.04, "gpu": 0.04})
 
 
 def alike(model: nn.Module, kind: str, noise: float = 0.02) -> DraftModel:
@@ -75,11 +82,15 @@ def told(events: list[Event]) -> list[Any]:
             usage = replace(event.usage, drafted_tokens=None, accepted_tokens=None)
             found.append((event.request, event.reason, usage))
         elif isinstance(event, Token):
-            top = tuple((id_, round(value, 3)) for id_, value in event.top)
-            found.append((event.request, event.id, round(event.logprob, 3), top))
+            found.append((event.request, event.id, tuple(id_ for id_, _ in event.top)))
         else:
             found.append(event)
     return sorted(found, key=lambda each: each[0] if isinstance(each, tuple) else each.request)
+
+
+def logprobs(events: list[Event]) -> list[float]:
+    tokens = [event for event in events if isinstance(event, Token)]
+    return [value for each in tokens for value in (each.logprob, *(v for _, v in each.top))]
 
 
 def finished(events: list[Event]) -> Finished:
@@ -95,12 +106,14 @@ def test_a_draft_model_changes_nothing(kind: str) -> None:
     for sampling in (GREEDY, SAMPLED, PENALIZED):
         asked = request(sampling=sampling, logprobs=2)
         events = run(model, asked, draft=draft)
-        assert told(events) == told(run(model, asked))
+        plain = run(model, asked)
+        assert told(events) == told(plain)
+        np.testing.assert_allclose(logprobs(events), logprobs(plain), atol=1e-4)
         last = finished(events)
         accepted += last.usage.accepted_tokens or 0
         drafted += last.usage.drafted_tokens or 0
         passes = last.timings.tokens_per_pass
-        assert passes is not None and passes >= 1 - 1e-9 - (kind in ("mamba", "mamba2"))
+        assert passes is not None and passes > (0.6 if "mamba" in kind else 0.99)
     assert 0 < accepted < drafted
 
 
@@ -172,7 +185,7 @@ def test_ends_within_guesses() -> None:
     draft = DraftModel(model, VOCABULARY, 0.0)  # always right
     free = told(run(model, request()))
     said = [int(event.text) for event in run(model, request()) if hasattr(event, "text")]
-    assert finished(run(model, request(), draft=draft)).usage.accepted_tokens == 40 - 5
+    assert finished(run(model, request(), draft=draft)).usage.accepted_tokens == 40 - 6
     assert told(run(model, request(), draft=draft)) == free
     for count in (1, 2, 3, 4, 9, 16):
         assert told(run(model, request(max_tokens=count), draft=draft)) == told(
@@ -250,8 +263,8 @@ def test_guessing_never_loses_much(cost: float, right_each: int) -> None:
             account += right - most * cost
             said += right
             pace.learn(most, right, most * cost)
-        assert account > -(0.03 * said + 1 + 2 * cost + 0.05)
-    assert tries > 20
+        assert account > -(0.01 * said + 0.3 + 2 * cost + 0.05)
+    assert tries > 7
 
 
 def test_guesses_that_are_right_become_more() -> None:
@@ -260,7 +273,7 @@ def test_guesses_that_are_right_become_more() -> None:
         lengths.append(pace.most(said))
         said += 1 + lengths[-1]
         pace.learn(lengths[-1], lengths[-1], 0.6 * lengths[-1])
-    assert lengths == [2, 4, 8, MOST, MOST, MOST]
+    assert lengths == [1, 2, 4, 8, MOST, MOST]
     pace.learn(MOST, 3, 1.0)
     assert pace.most(said) == 3
     pace.learn(3, 0, 1.8)

@@ -1,0 +1,186 @@
+"""`--method calibrated`: better than search on text unseen, resumed to the same bytes, refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.utils import load_model
+
+from convert.calibration.block import BlockCalibration
+from convert.cli import main
+from tests.factories_models import TEXT, VOCABULARY, tiny_model
+
+WORDS = [*TEXT.split(), "river", "ferry", "0", "42", "()", "# note"]
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    chosen = np.random.default_rng(0).choice(WORDS, 900)
+    path = tmp_path / "text.txt"
+    path.write_text(" ".join(chosen), "utf-8")
+    return path
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return tiny_model(tmp_path / "source", "llama", intermediate_size=128)
+
+
+def flags(source: Path, out: Path, text: Path | None, *more: str) -> list[str]:
+    given = ["--hf-path", str(source), "--mlx-path", str(out), "-q", "--bits", "3"]
+    calibrated = ["--method", "calibrated", "--calibrate", str(text)] if text else []
+    return [*given, "--group-size", "32", *calibrated, *more]
+
+
+def receipt(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "conversion.json").read_text("utf-8"))
+    return found
+
+
+def log_probabilities(folder: Path, ids: mx.array) -> mx.array:
+    model, _ = load_model(folder)
+    model.set_dtype(mx.float32)
+    logits = model(ids)
+    return logits - mx.logsumexp(logits, -1, keepdims=True)
+
+
+def test_it_loses_less_than_search(source: Path, text: Path, tmp_path: Path) -> None:
+    assert main(flags(source, tmp_path / "calibrated", text)) == 0
+    assert main(flags(source, tmp_path / "search", None)) == 0
+    ids = mx.array(np.random.default_rng(3).integers(3, VOCABULARY, (4, 48)))
+    exact = log_probabilities(source, ids)
+    lost = {
+        name: mx.mean(
+            mx.sum(mx.exp(exact) * (exact - log_probabilities(tmp_path / name, ids)), -1)
+        ).item()
+        for name in ("calibrated", "search")
+    }
+    assert lost["calibrated"] < 0.8 * lost["search"]
+    told = receipt(tmp_path / "calibrated")
+    assert told["options"]["method"] == "calibrated"
+    entry = told["calibration"]
+    assert entry["name"] == "text.txt"
+    assert entry["tokens"] > 500
+    assert len(entry["text"]["sha256"]) == 64
+    layers = [name for name in entry["layers"] if ".layers." in name]
+    assert len(layers) == 14
+    assert entry["layers"].keys() - layers == {"lm_head.weight", "model.embed_tokens.weight"}
+    ours, theirs = (
+        (tmp_path / name / "model.safetensors").stat().st_size for name in ("calibrated", "search")
+    )
+    assert ours == theirs
+    assert main(["--verify", str(tmp_path / "calibrated")]) == 0
+
+
+def interrupted_at(part: str) -> Callable[..., Any]:
+    """A progress bar that is interrupted when a parameter is written."""
+
+    @contextmanager
+    def bar(total: int, *, quiet: bool) -> Iterator[Callable[[str, int], None]]:
+        def tell(name: str, nbytes: int) -> None:
+            if part in name:
+                raise KeyboardInterrupt
+
+        yield tell
+
+    return bar
+
+
+@pytest.mark.parametrize("part", ["layers.0.mlp", "layers.1.self_attn", "lm_head"])
+def test_interrupted_it_goes_on(
+    source: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    part: str,
+) -> None:
+    assert main(flags(source, tmp_path / "whole", text)) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr("convert.progress.progress_bar", interrupted_at(part))
+        assert main(flags(source, tmp_path / "out", text)) == 130
+    assert not (tmp_path / "out").exists()
+    ran: list[int] = []
+    run = BlockCalibration.run
+
+    def counted(self: BlockCalibration, *hidden: mx.array) -> tuple[mx.array, mx.array]:
+        ran.append(self._block.number)
+        return run(self, *hidden)
+
+    monkeypatch.setattr(BlockCalibration, "run", counted)
+    capsys.readouterr()
+    assert main(flags(source, tmp_path / "out", text)) == 0
+    assert "resuming" in capsys.readouterr().err
+    assert ran == {"layers.0.mlp": [0, 1], "layers.1.self_attn": [1], "lm_head": []}[part]
+    for file in (tmp_path / "whole").iterdir():
+        if file.name not in ("README.md", "conversion.json"):
+            assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes(), file.name
+    assert receipt(tmp_path / "out") == receipt(tmp_path / "whole")
+    assert not list(tmp_path.glob(".out*"))
+
+
+@pytest.mark.parametrize(("kind", "searched"), [("qwen3_moe", "experts"), ("qwen2", "head")])
+def test_what_can_t_be_calibrated_is_searched(
+    tmp_path: Path, text: Path, kind: str, searched: str
+) -> None:
+    folder = tiny_model(tmp_path / "source", kind)
+    assert main(flags(folder, tmp_path / "out", text)) == 0
+    layers = receipt(tmp_path / "out")["calibration"]["layers"]
+    attention = [name for name in layers if "self_attn" in name]
+    assert len(attention) == 8
+    assert all(layers[name]["ratio"] is not None for name in attention)
+    if searched == "experts":
+        experts = [name for name in layers if "switch_mlp" in name]
+        assert len(experts) == 6
+        assert {layers[name]["method"] for name in experts} == {"search"}
+    else:
+        assert "model.embed_tokens.weight" not in layers
+    assert main(["--verify", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "told"),
+    [
+        (["-q", "--method", "calibrated"], 2, "needs a text to calibrate on"),
+        (["-q", "--calibrate", "text.txt"], 2, "means nothing with method search"),
+        (["--calibrate", "text.txt", "--method", "calibrated"], 2, "without --quantize"),
+        (
+            ["-q", "--method", "calibrated", "--calibrate", "text.txt", "--mode", "mxfp4"],
+            2,
+            "can't calibrate mode mxfp4",
+        ),
+        (["-q", "--method", "calibrated", "--calibrate", "short.txt"], 2, "the least to calibrate"),
+        (["-q", "--method", "calibrated", "--calibrate", "latin.txt"], 1, "is not UTF-8"),
+        (["-q", "--method", "calibrated", "--calibrate", "none.txt"], 1, "none.txt"),
+        (
+            ["-q", "--method", "calibrated", "--calibrate", "text.txt", "--consume-source"],
+            2,
+            "needs the whole source",
+        ),
+    ],
+)
+def test_what_is_refused(
+    llama: Path,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    code: int,
+    told: str,
+) -> None:
+    (tmp_path / "short.txt").write_text("too short")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 2000)
+    monkeypatch.chdir(tmp_path)
+    assert main(["--hf-path", str(llama), "--mlx-path", "out", *more]) == code
+    error = capsys.readouterr().err
+    assert told in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
