@@ -133,9 +133,7 @@ def stream_tensors(
             if not left[shard.file] and not again:
                 _finish(shard, blocks, journal, files, finished)
         with TensorReader() as reader:
-            for made in _compute(
-                blocks, recipes, quantizer, journal, reader, supply, packed or {}
-            ):
+            for made in _compute(blocks, recipes, quantizer, journal, reader, supply, packed or {}):
                 shard = blocks.shard_of(made.block.parameter)
                 _write(made, shard, files, journal)
                 progress(made.block.parameter.name, made.block.nbytes)

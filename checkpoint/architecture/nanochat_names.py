@@ -1,7 +1,8 @@
 """nanochat's names for its tensors to those of the models that run it.
 
-Owns the renames, of a key of config.json too, and the rows of padding that are cut off. Uses plain array operations
-only, so that the work can be traced and streamed. Knows nothing of files or constants.
+Owns the renames, of a key of config.json too, and the rows of padding that are cut off. Uses
+plain array operations only, so that the work can be traced and streamed. Knows nothing of
+files or constants.
 """
 
 from __future__ import annotations

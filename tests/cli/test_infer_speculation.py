@@ -146,7 +146,10 @@ def test_what_is_refused(
     for flags, what in (
         (["--draft-model", str(other)], "--draft-model: its tokenizer is another: token "),
         (["--draft-model", str(tmp_path / "no")], "is not a folder"),
-        (["--draft-model", str(draft), "--memory-limit", "1MB"], "with it the weights are 1,510,912 bytes"),
+        (
+            ["--draft-model", str(draft), "--memory-limit", "1MB"],
+            "with it the weights are 1,510,912 bytes",
+        ),
     ):
         assert main([*asked, *flags]) != 0
         out, err = capfd.readouterr()

@@ -12,20 +12,24 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm.utils import load_model
+from tokenizers import Tokenizer
 
 from convert.calibration.block import BlockCalibration
 from convert.cli import main
-from tests.factories_models import TEXT, VOCABULARY, tiny_model
+from tests.factories_models import TEXT, tiny_model
 
 WORDS = [*TEXT.split(), "river", "ferry", "0", "42", "()", "# note"]
 
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
-    chosen = np.random.default_rng(0).choice(WORDS, 900)
     path = tmp_path / "text.txt"
-    path.write_text(" ".join(chosen), "utf-8")
+    path.write_text(words(900, seed=0), "utf-8")
     return path
+
+
+def words(count: int, seed: int) -> str:
+    return " ".join(np.random.default_rng(seed).choice(WORDS, count))
 
 
 @pytest.fixture
@@ -54,7 +58,8 @@ def log_probabilities(folder: Path, ids: mx.array) -> mx.array:
 def test_it_loses_less_than_search(source: Path, text: Path, tmp_path: Path) -> None:
     assert main(flags(source, tmp_path / "calibrated", text)) == 0
     assert main(flags(source, tmp_path / "search", None)) == 0
-    ids = mx.array(np.random.default_rng(3).integers(3, VOCABULARY, (4, 48)))
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    ids = mx.array(tokenizer.encode(words(200, seed=1)).ids[:256]).reshape(4, 64)
     exact = log_probabilities(source, ids)
     lost = {
         name: mx.mean(

@@ -298,7 +298,8 @@ def test_revisions_that_are_none(there: ModelScope, revision: str) -> None:
 
 def test_repositories_without_weights(there: ModelScope) -> None:
     there.add(REPO, {"config.json": b"{}", "model.gguf": b"x"})
-    with pytest.raises(HubError, match=r"has neither model\*\.safetensors nor .* only 'config\.json"):
+    what = r"has neither model\*\.safetensors nor .* only 'config\.json"
+    with pytest.raises(HubError, match=what):
         resolve_source(NAMED)
 
 
