@@ -101,6 +101,7 @@ def cut(tokenizer: Encoder, text: str, window: int = WINDOW, most: int = MOST_WI
     whole = tokenizer.encode_text(text[:_SHINGLE])
     plain = tokenizer.encode_plain(text[:_SHINGLE])
     begin = whole[:1] if whole[:1] != plain[:1] else []
+    window = min(window, max(1, len(begin) + len(ids) - 1))  # a short text needs no padding
     step = window - len(begin)
     rows, targets, lengths = [], [], []
     for low in range(0, min(len(ids) - 1, most * step), step):

@@ -225,8 +225,10 @@ def test_other_refusals(
     assert "not in MLX's layout" in refused(source, "--reference", source)
 
 
-def test_memory_is_one_block_and_its_activations(tmp_path: Path, text: Path) -> None:
-    layers, hidden, inner = 24, 512, 1536
+def test_memory_is_one_block_and_its_activations(tmp_path: Path) -> None:
+    layers, hidden, inner = 24, 512, 1024
+    text = tmp_path / "text.txt"
+    text.write_text(TOKENS[:300], "utf-8")
     sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers}
     source = tiny_model(tmp_path / "source", "llama", **sizes)
     out = tmp_path / "out"
@@ -247,9 +249,9 @@ def test_memory_is_one_block_and_its_activations(tmp_path: Path, text: Path) -> 
         [sys.executable, "-c", program, *flags], capture_output=True, text=True, check=True
     )
     grown = int(child.stdout.splitlines()[-1])
-    rows = len(cut(load_tokenizer(out, {}), TOKENS).lengths)
-    activations = 4 * rows * WINDOW * (8 * hidden + 6 * inner)
-    assert grown < 3 * block + activations + 40_000_000 < layers * block
+    tokens = cut(load_tokenizer(out, {}), TOKENS[:300]).tokens
+    activations = 4 * 3 * tokens * (8 * hidden + 6 * inner)
+    assert grown < 3 * block + activations + 40_000_000 < layers * block / 2
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/models/pycode-10m")

@@ -46,6 +46,8 @@ def test_every_token_is_asked_for_once() -> None:
     assert rows("abcdefgh", window=3, most=9) == [("abc", "bcd"), ("def", "efg"), ("g", "h")]
     assert rows("abcdefg", window=3, most=9) == [("abc", "bcd"), ("def", "efg")]
     assert rows("abcdefgh", window=3, most=1) == [("abc", "bcd")]
+    assert cut(Letters(), "abcd", window=99).ids.shape == (1, 3)
+    assert cut(Letters(), "").tokens == 0
 
 
 def test_every_window_begins_as_the_tokenizer_begins_a_text() -> None:
