@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from configs.resolve import Resolved
     from convert.consume import Consumed
     from convert.pipeline import Measure, Prove
+    from convert.prepare import Prepared
 
 _ONE = "leave one of them out"
 _QUANTIZATION_KEYS = ("bits", "group_size", "mode", "method", "calibrate", "layers")
@@ -95,7 +96,7 @@ def _make(args: argparse.Namespace, resolved: Resolved) -> int:
         plan = prepared.plan
         print(json.dumps(plan.as_json()) if args.json else plan_table(plan))
         return 0
-    prove, measure = _prover(args, source), _measurer(args, resolved, source)
+    prove, measure = _prover(args, source), _measurer(args, resolved, prepared)
     if consumed is not None:
         consumed.check_room(prepared.plan, destination)
     receipt = convert(
@@ -200,15 +201,23 @@ def _prover(args: argparse.Namespace, source: SourceFolder) -> Prove | None:
     return prover(source, quiet=args.quiet, tell=note)
 
 
-def _measurer(args: argparse.Namespace, resolved: Resolved, source: SourceFolder) -> Measure | None:
+def _measurer(args: argparse.Namespace, resolved: Resolved, prepared: Prepared) -> Measure | None:
     """What measures the staged folder beside its source, if that was asked for."""
     if args.quality is None:
         return None
     from convert.prepare import choices_of
     from convert.quality.command import measurer
 
-    choices = choices_of(resolved)
-    return measurer(source, args.text, args.plot, choices=choices, quiet=args.quiet, tell=note)
+    text = prepared.calibration
+    return measurer(
+        prepared.source,
+        args.text,
+        args.plot,
+        choices=choices_of(resolved),
+        calibration=() if text is None else (text.recorded,),
+        quiet=args.quiet,
+        tell=note,
+    )
 
 
 def _quality(args: argparse.Namespace, resolved: Resolved) -> int:

@@ -19,7 +19,6 @@ LIMIT = 1 << 19  # characters; the longest real ones, full of evaluation results
 _DEEPEST = 24
 _FENCED = re.compile(r"\ufeff?\s*---\r?\n(.*?\r?\n)??---(?:\r?\n|\Z)", re.DOTALL)
 _NOTHING = ("", "~", "null", "Null", "NULL")
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class FrontMatterError(ValueError):
@@ -76,7 +75,7 @@ def read_front_matter(text: str) -> FrontMatter:
         raise FrontMatterError(f"it is longer than {LIMIT:,} characters")
     reader = _Reader()
     try:
-        for event in yaml.parse(text, Loader=_LOADER):
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
             reader.take(event)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark

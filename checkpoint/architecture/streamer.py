@@ -303,7 +303,7 @@ def _has_rows(value: Any, shape: tuple[int, int]) -> bool:
 def _joined(parts: tuple[Any, ...]) -> Any:
     """Results of some rows each, as the result of all."""
     if isinstance(parts[0], mx.array) and parts[0].ndim > 2:
-        return mx.concatenate(parts)
+        return mx.concatenate(list(parts))
     if isinstance(parts[0], (tuple, list)):
         return type(parts[0])(_joined(each) for each in zip(*parts, strict=True))
     return parts[0]

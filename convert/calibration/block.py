@@ -22,7 +22,8 @@ from convert.calibration.probe import INPUT, Probe, Stage, Taken
 from convert.search import search
 
 _TOGETHER = 2048
-_KEPT_BYTES = 512 << 20
+KEPT_BYTES = 512 << 20
+"""The most that is kept of what a block's layers take."""
 
 ReadRows = Callable[[str], mx.array]
 
@@ -112,7 +113,7 @@ class BlockCalibration:
         call = partial(self._call, self._source, hidden[low:high], low)
         taken = self._probe.inputs_of(self._names, call)
         if self._keeps:
-            self._keeps = taken.nbytes * hidden.shape[0] // (high - low) <= _KEPT_BYTES
+            self._keeps = taken.nbytes * hidden.shape[0] // (high - low) <= KEPT_BYTES
         if self._keeps:
             self._kept[low] = taken
         return taken

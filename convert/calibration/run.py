@@ -14,6 +14,7 @@ from checkpoint.architecture.mapping import ModelMap, map_model
 from checkpoint.architecture.reader import TensorReader
 from checkpoint.recognise import Choices, open_source
 from convert.blocks import Blocks
+from convert.calibration.block import KEPT_BYTES
 from convert.calibration.layer import WIDEST, Packed
 from convert.calibration.state import States
 from convert.calibration.text import CalibrationText
@@ -28,7 +29,13 @@ Stream = Callable[[Supply, Mapping[str, Parts], bool], None]
 """Makes what a supply names: with the weights that are packed, and whether it is called again."""
 
 _FOLDER = "calibration"
-_MATRICES = 8
+# Moments, what is made of them, and copies on the way.
+_MATRICES = 10
+# Hidden states of the whole text: the source's and ours before and after a block, and a copy of
+# both; and those that the layers of a block take.
+_STATES = 6
+_STATES_KEPT = 12
+_BASE_BYTES = 96 << 20
 
 
 class Only(AllThere):
@@ -126,10 +133,11 @@ def expected_bytes(plan: Plan, model_map: ModelMap, text: CalibrationText) -> in
         if number and each.quantization and len(each.shape) == 2:
             widest = max(widest, min(WIDEST, each.shape[1]))
     hidden = model_map.config.get("hidden_size")
-    states = 6 * 4 * math.prod(text.ids.shape) * (hidden if isinstance(hidden, int) else 0)
+    state = 4 * math.prod(text.ids.shape) * (hidden if isinstance(hidden, int) else 0)
+    kept = min(KEPT_BYTES, _STATES_KEPT * state)
     in_blocks = max((size for number, size in blocks.items() if number), default=0)
-    outside = blocks.get("", 0)
-    return max(3 * in_blocks + _MATRICES * 4 * widest * widest, outside) + states
+    in_a_block = 3 * in_blocks + _MATRICES * 4 * widest * widest + kept
+    return max(in_a_block, 2 * blocks.get("", 0)) + _STATES * state + _BASE_BYTES
 
 
 def told(entry: Mapping[str, Any]) -> str:

@@ -12,15 +12,19 @@ from typing import Any
 
 import mlx.core as mx
 
-from configs.errors import UsageError
-from convert.quality.texts import WINDOW, cut, fingerprint, read_text
+from checkpoint import disk
+from configs.errors import SourceError, UsageError
+from convert.quality.texts import cut, fingerprint
 from inference.tokenizer import load_tokenizer
 
 FLAG = "--calibrate"
-_MOST_WINDOWS = 32
-_FEWEST_WINDOWS = 8
+_WINDOW = 256
 _SHORTEST_WINDOW = 32
-_HIDDEN_BYTES = 128 << 20
+_FEWEST_WINDOWS = 8
+_MOST_WINDOWS = 64
+_HIDDEN_BYTES = 256 << 20
+_FILE_BYTES = 64 << 20
+_CHARACTERS_FOR_A_TOKEN = 8
 
 
 @dataclass(frozen=True)
@@ -57,28 +61,40 @@ def read_calibration(path: Path, folder: Path, config: Mapping[str, Any]) -> Cal
         TokenizerError: the source has no tokenizer that can be used.
         UsageError: it is too short.
     """
-    text = read_text(path, FLAG)
+    content = _read(path)
     tokenizer = load_tokenizer(folder, config)
     context = config.get("max_position_embeddings")
-    window = min(WINDOW, context) if isinstance(context, int) and context > 0 else WINDOW
-    count = len(tokenizer.encode_plain(text.content))
+    window = min(_WINDOW, context) if isinstance(context, int) and context > 0 else _WINDOW
+    most = most_windows(config)
+    content = content[: most * _WINDOW * _CHARACTERS_FOR_A_TOKEN]
+    count = len(tokenizer.encode_plain(content))
     # A short text is cut into short windows, so that some of them are there to judge by.
-    while window > _SHORTEST_WINDOW and count < _FEWEST_WINDOWS * window:
+    while window > _SHORTEST_WINDOW and count <= _FEWEST_WINDOWS * window:
         window //= 2
-    if count < _FEWEST_WINDOWS * window:
+    if count <= _FEWEST_WINDOWS * window:
         raise UsageError(
             FLAG,
-            f"{path.name} has {count} tokens, and {_FEWEST_WINDOWS * _SHORTEST_WINDOW} are the "
-            "least to calibrate on",
-            "give a longer text: 30,000 tokens are good",
+            f"{path.name} has {count} tokens, and {_FEWEST_WINDOWS * _SHORTEST_WINDOW + 1} are "
+            "the least to calibrate on",
+            f"give a longer text: {most * _WINDOW:,} tokens are read",
         )
-    found = cut(tokenizer, text.content, window, most_windows(config, window))
+    found = cut(tokenizer, content, window, most)
     rows = [row for row, length in enumerate(found.lengths) if length == window]
-    return CalibrationText(text.name, fingerprint(text.content), found.ids[: len(rows)])
+    return CalibrationText(path.name, fingerprint(content), found.ids[: len(rows)])
 
 
-def most_windows(config: Mapping[str, Any], window: int) -> int:
-    """As many windows as there is room for: their hidden states stay in memory."""
+def _read(path: Path) -> str:
+    content = disk.read_whole(path, _FILE_BYTES)
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SourceError(
+            path, f"is not UTF-8 ({error.reason})", f"give {FLAG} plain text"
+        ) from error
+
+
+def most_windows(config: Mapping[str, Any]) -> int:
+    """How many windows are read: their hidden states must fit beside a block."""
     hidden = config.get("hidden_size")
     size = hidden if isinstance(hidden, int) and hidden > 0 else 4096
-    return max(_FEWEST_WINDOWS, min(_MOST_WINDOWS, _HIDDEN_BYTES // (4 * size * window)))
+    return max(_FEWEST_WINDOWS, min(_MOST_WINDOWS, _HIDDEN_BYTES // (4 * size * _WINDOW)))

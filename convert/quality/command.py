@@ -57,7 +57,7 @@ def measurer(
     check_disjoint(calibration, read, "--text")
 
     def measure_staged(folder: Path, receipt: Mapping[str, Any]) -> dict[str, Any]:
-        known = (*calibration, *fingerprints(receipt))
+        known = fingerprints(receipt) or calibration
         report = measure(source, folder, read, choices=choices, calibration=known, quiet=quiet)
         if picture is not None:
             write_plot(report, picture)

@@ -23,7 +23,7 @@ SAMPLE = Path(__file__).with_name("sample.txt")
 WINDOW = 256
 MOST_WINDOWS = 12
 _LIMIT = 64 << 20
-_MOST_CHARACTERS = 16 * WINDOW * MOST_WINDOWS
+MOST_CHARACTERS = 16 * WINDOW * MOST_WINDOWS
 _SHINGLE = 48
 _SKETCH = 256
 _MOST_SHARED = 0.05
@@ -74,8 +74,13 @@ class Windows:
         return sum(self.lengths)
 
 
-def read_text(path: Path | None, flag: str) -> Text:
+def read_text(path: Path | None, flag: str, most: int = MOST_CHARACTERS) -> Text:
     """A text, or our sample of prose, code, chat and Chinese.
+
+    Args:
+        path: Of the text; None for our own.
+        flag: That named it.
+        most: Characters of it to take; what lies beyond is left out.
 
     Raises:
         DiskError: it can't be read.
@@ -89,7 +94,7 @@ def read_text(path: Path | None, flag: str) -> Text:
             path or SAMPLE, f"is not UTF-8 ({error.reason})", f"give {flag} plain text"
         ) from error
     name = "sample" if path is None else path.name
-    return Text(name, whole[:_MOST_CHARACTERS], hashlib.sha256(content).hexdigest())
+    return Text(name, whole[:most], hashlib.sha256(content).hexdigest())
 
 
 def cut(tokenizer: Encoder, text: str, window: int = WINDOW, most: int = MOST_WINDOWS) -> Windows:
@@ -112,8 +117,8 @@ def cut(tokenizer: Encoder, text: str, window: int = WINDOW, most: int = MOST_WI
         targets.append(row[1 : count + 1] + padding)
         lengths.append(count)
     shape = (len(rows), window)
-    found = (mx.array(each, mx.int32).reshape(shape) for each in (rows, targets))
-    return Windows(*found, tuple(lengths))
+    given, nexts = (mx.array(each, mx.int32).reshape(shape) for each in (rows, targets))
+    return Windows(given, nexts, tuple(lengths))
 
 
 def fingerprint(text: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ WORDS = [*TEXT.split(), "river", "ferry", "0", "42", "()", "# note"]
 @pytest.fixture
 def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
-    path.write_text(words(900, seed=0), "utf-8")
+    path.write_text(words(450, seed=0), "utf-8")
     return path
 
 
@@ -72,7 +72,7 @@ def test_it_loses_less_than_search(source: Path, text: Path, tmp_path: Path) -> 
     assert told["options"]["method"] == "calibrated"
     entry = told["calibration"]
     assert entry["name"] == "text.txt"
-    assert entry["tokens"] > 500
+    assert entry["tokens"] >= 256
     assert len(entry["text"]["sha256"]) == 64
     layers = [name for name in entry["layers"] if ".layers." in name]
     assert len(layers) == 14
@@ -98,20 +98,14 @@ def interrupted_at(part: str) -> Callable[..., Any]:
     return bar
 
 
-@pytest.mark.parametrize("part", ["layers.0.mlp", "layers.1.self_attn", "lm_head"])
 def test_interrupted_it_goes_on(
     source: Path,
     text: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    part: str,
 ) -> None:
     assert main(flags(source, tmp_path / "whole", text)) == 0
-    with monkeypatch.context() as patched:
-        patched.setattr("convert.progress.progress_bar", interrupted_at(part))
-        assert main(flags(source, tmp_path / "out", text)) == 130
-    assert not (tmp_path / "out").exists()
     ran: list[int] = []
     run = BlockCalibration.run
 
@@ -120,10 +114,18 @@ def test_interrupted_it_goes_on(
         return run(self, *hidden)
 
     monkeypatch.setattr(BlockCalibration, "run", counted)
-    capsys.readouterr()
-    assert main(flags(source, tmp_path / "out", text)) == 0
+    # Three interruptions of the same conversion, each where more is done.
+    parts = {"layers.0.mlp": [0], "layers.1.self_attn": [0, 1], "lm_head": [1], "": []}
+    for part, blocks in parts.items():
+        ran.clear()
+        capsys.readouterr()
+        with monkeypatch.context() as patched:
+            if part:
+                patched.setattr("convert.progress.progress_bar", interrupted_at(part))
+            assert main(flags(source, tmp_path / "out", text)) == (130 if part else 0)
+        assert ran == blocks
+        assert (tmp_path / "out").exists() == (not part)
     assert "resuming" in capsys.readouterr().err
-    assert ran == {"layers.0.mlp": [0, 1], "layers.1.self_attn": [1], "lm_head": []}[part]
     for file in (tmp_path / "whole").iterdir():
         if file.name not in ("README.md", "conversion.json"):
             assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes(), file.name

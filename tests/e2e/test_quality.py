@@ -226,15 +226,15 @@ def test_other_refusals(
 
 
 def test_memory_is_one_block_and_its_activations(tmp_path: Path) -> None:
-    layers, hidden, inner = 24, 512, 1024
+    layers, hidden, inner, experts = 12, 512, 256, 16
     text = tmp_path / "text.txt"
     text.write_text(TOKENS[:300], "utf-8")
-    sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers}
-    source = tiny_model(tmp_path / "source", "llama", **sizes)
+    sizes = {"hidden_size": hidden, "moe_intermediate_size": inner, "num_experts": experts}
+    source = tiny_model(tmp_path / "source", "qwen3_moe", num_hidden_layers=layers, **sizes)
     out = tmp_path / "out"
     flags = ["-q", "--bits", "4", "--group-size", "32", "--method", "rtn", "--quiet"]
     assert main(["--hf-path", str(source), "--mlx-path", str(out), *flags]) == 0
-    block = 4 * (3 * hidden * inner + 2 * hidden * 128 + 2 * hidden * 64)
+    block = 4 * experts * 3 * hidden * inner
     program = (
         "import sys\n"
         "import mlx_lm, tokenizers, transformers\n"
@@ -250,7 +250,7 @@ def test_memory_is_one_block_and_its_activations(tmp_path: Path) -> None:
     )
     grown = int(child.stdout.splitlines()[-1])
     tokens = cut(load_tokenizer(out, {}), TOKENS[:300]).tokens
-    activations = 4 * 3 * tokens * (8 * hidden + 6 * inner)
+    activations = 4 * 3 * tokens * 16 * hidden
     assert grown < 3 * block + activations + 40_000_000 < layers * block / 2
 
 
@@ -258,11 +258,21 @@ def test_memory_is_one_block_and_its_activations(tmp_path: Path) -> None:
 def test_a_trained_models_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On 3,072 tokens of the text: KL 0.0102 and perplexity 34.9 -> 35.0 (mlx_lm.convert)."""
     out, text = tmp_path / "out", tmp_path / "text.txt"
-    text.write_text((SHARED / "val.txt").read_text("utf-8")[:1600], "utf-8")
+    text.write_text((SHARED / "val.txt").read_text("utf-8")[:800], "utf-8")
     places = ["--hf-path", str(SHARED), "--mlx-path", str(out)]
     flags = ["-q", "--bits", "4", "--method", "rtn", "--quiet"]
     assert main([*places, *flags]) == 0
     told = measured(capsys, out, "--text", text)
-    assert told["tokens"] > 400
+    assert told["tokens"] > 200
     assert 0.006 < told["written"]["kl_nats"]["mean"]["value"] < 0.015
     assert 0.9 < told["written"]["top1_agreement"]["value"] < 0.97
+
+
+def test_calibrating_and_measuring_on_one_text_is_refused_before_anything_is_made(
+    llama: Path, tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = ["--hf-path", str(llama), "--mlx-path", str(tmp_path / "out")]
+    flags = ["-q", "--bits", "4", "--method", "calibrated", "--calibrate", str(text)]
+    assert main([*places, *flags, "--quality", "--text", str(text)]) == 2
+    assert "is in the text that the model was calibrated on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
