@@ -1,6 +1,6 @@
 """Quality and cost of each `--method` beside `mlx_lm.convert`, at equal bytes.
 
-    python benchmarks/quantize_methods.py quality MODEL TEXT --tokens 3072
+    python benchmarks/quantize_methods.py quality MODEL TEXT --tokens 3072 [--calibrate TEXT]
     python benchmarks/quantize_methods.py cost MODEL --repeats 3
 
 `quality` holds the logits of every quantized folder against the source's, both computed in
@@ -34,11 +34,13 @@ FORMS = {
 }
 
 
-def command(source: Path, out: Path, method: str, form: str) -> list[str]:
+def command(source: Path, out: Path, method: str, form: str, text: Path | None = None) -> list[str]:
     """The conversion of one kind, as a process."""
     flags = FORMS[form]
     if method != "mlx_lm":
         run = [sys.executable, "-m", "convert", "--quiet", "-q", "--method", method]
+        if method == "calibrated":
+            run += ["--calibrate", str(text)]
         return [*run, *flags, "--hf-path", str(source), "--mlx-path", str(out)]
     theirs = [flag.replace("--", "--q-") for flag in flags]
     if "--mode" in flags:
@@ -48,11 +50,13 @@ def command(source: Path, out: Path, method: str, form: str) -> list[str]:
     return [*run, "--hf-path", str(source), "--mlx-path", str(out)]
 
 
-def make(source: Path, out: Path, method: str, form: str) -> tuple[float, float]:
+def make(
+    source: Path, out: Path, method: str, form: str, text: Path | None = None
+) -> tuple[float, float]:
     """Convert; seconds of processor time, and of the clock."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run(
-        command(source, out, method, form), capture_output=True, text=True, check=False
+        command(source, out, method, form, text), capture_output=True, text=True, check=False
     )
     after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
     if done.returncode:
@@ -144,9 +148,12 @@ def quality(chosen: argparse.Namespace) -> None:
     print("|---|---|---|---|---|---|---|---|---|---|")
     for form in chosen.forms:
         rounded_kl, rounded, before = 0.0, dict[str, float](), dict[str, mx.array]()
-        for method in ("rtn", "mlx_lm", "search"):
+        methods = ["rtn", "mlx_lm", "search"]
+        if chosen.calibrate and "bits" in form:
+            methods.append("calibrated")
+        for method in methods:
             with tempfile.TemporaryDirectory() as folder:
-                make(chosen.model, Path(folder) / "out", method, form)
+                make(chosen.model, Path(folder) / "out", method, form, chosen.calibrate)
                 weights, packed = plain_weights(Path(folder) / "out")
             if method != "mlx_lm" or any(
                 not mx.array_equal(weights[name], value) for name, value in before.items()
@@ -208,6 +215,7 @@ def main() -> None:
         if name == "quality":
             mode.add_argument("text", type=Path)
             mode.add_argument("--tokens", type=int, default=3072)
+            mode.add_argument("--calibrate", type=Path)
         else:
             mode.add_argument("--repeats", type=int, default=3)
     chosen = arguments.parse_args()

@@ -24,7 +24,7 @@ from checkpoint.architecture.streamer import Block, LayerStream
 from convert.calibration.block import BlockCalibration, flat, searched
 from convert.calibration.hessian import Floats, Moments
 from convert.calibration.layer import WIDEST, Packed, Solver
-from convert.calibration.probe import Probe
+from convert.calibration.probe import NotCalledError, Probe
 from convert.calibration.state import State, States
 from convert.plan import Parameter
 from convert.proof.values import as_float32
@@ -150,7 +150,7 @@ class Calibration:
         return dict(sorted(self._outcomes.items()))
 
     def _save(self, number: int, hidden: mx.array) -> None:
-        both = np.stack([np.asarray(hidden), np.asarray(self._ours)])
+        both = np.stack([np.array(each.astype(mx.float32)) for each in (hidden, self._ours)])
         self._states.save(State(number, both, self._outcomes))
 
     def _read(self, name: str) -> mx.array:
@@ -229,7 +229,10 @@ class Calibration:
             for given in (hidden, self._ours):
                 part = given[row : row + 1]
                 logits = partial(self._stream.logits, self._ids[row : row + 1], part)
-                found, _ = self._probe.input_of(name, logits, stop=False)
+                try:
+                    found, _ = self._probe.input_of(name, logits, stop=False)
+                except NotCalledError:  # no head, but something beside the text
+                    return emit(frozenset({name}), {})
                 taken.append(flat(found))
             (seen if row < learnt else unseen).add(taken[1], taken[0])
         self._stream.free()

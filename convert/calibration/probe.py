@@ -60,6 +60,10 @@ class Taken:
         return sum(array.nbytes for array in every)
 
 
+class NotCalledError(Exception):
+    """The layer that was asked for has no part in the run."""
+
+
 class FoundError(Exception):
     """What was asked for is there; the rest of the block need not be computed."""
 
@@ -138,6 +142,9 @@ class Probe:
             run: Runs the block.
             stop: Whether the run may be left as soon as that is known; else the layer gives its
                 input in place of its output.
+
+        Raises:
+            NotCalledError: it is not called.
         """
         self._wanted, self._stop, self._norms, self._input = name, stop, {}, None
         try:
@@ -147,7 +154,7 @@ class Probe:
         finally:
             self._wanted = None
         if self._input is None:
-            raise ValueError(f"{name} was not called")
+            raise NotCalledError(name)
         found, norms, self._input, self._norms = self._input, self._norms, None, {}
         return found, norms
 

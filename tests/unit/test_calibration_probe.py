@@ -7,7 +7,7 @@ import mlx.nn as nn
 import pytest
 from mlx_lm.models.llama import ModelArgs, TransformerBlock
 
-from convert.calibration.probe import INPUT, Probe, Stage, linear
+from convert.calibration.probe import INPUT, NotCalledError, Probe, Stage, linear
 
 NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 ATTENTION, MLP = "self_attn", "mlp"
@@ -86,7 +86,7 @@ def test_scaled_and_repeated_layers_are_seen() -> None:
 def test_a_layer_that_is_not_called() -> None:
     module, hidden = block(), mx.random.normal((1, 5, 32))
     probe = Probe(module, names())
-    with pytest.raises(ValueError, match="was not called"):
+    with pytest.raises(NotCalledError):
         probe.input_of("other.weight", lambda: module(hidden, "causal"))
 
 
