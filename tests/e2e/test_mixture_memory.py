@@ -142,12 +142,16 @@ def quantized(config: dict[str, Any], **settings: Any) -> dict[str, Any]:
 FP8 = quantized(QWEN, quant_method="fp8", weight_block_size=[128, 128])
 GPTQ = quantized(QWEN, quant_method="gptq", bits=4, group_size=128, desc_act=False, sym=True)
 SOURCES: dict[str, tuple[dict[str, Any], Tensors, list[str]]] = {
-    "bfloat16, fused": (QWEN, fused(), ["-q"]),
+    "bfloat16, fused": (QWEN, fused(), ["-q", "--method", "rtn"]),
     "GPTQ, kept": (GPTQ, gptq(), []),
-    "GPTQ, quantized anew": (GPTQ, gptq(), ["-q", "--bits", "8"]),
-    "FP8": (FP8, fp8(), ["-q"]),
+    "GPTQ, quantized anew": (GPTQ, gptq(), ["-q", "--method", "rtn", "--bits", "8"]),
+    "FP8": (FP8, fp8(), ["-q", "--method", "rtn"]),
     "MXFP4, fused, kept": (quantized(GPT_OSS, quant_method="mxfp4"), mxfp4(), []),
-    "MXFP4, fused, anew": (quantized(GPT_OSS, quant_method="mxfp4"), mxfp4(), ["-q"]),
+    "MXFP4, fused, anew": (
+        quantized(GPT_OSS, quant_method="mxfp4"),
+        mxfp4(),
+        ["-q", "--method", "rtn"],
+    ),
 }
 
 

@@ -18,7 +18,7 @@ class Conversion:
     """A conversion that is prepared once and carried out often."""
 
     def __init__(self, source: Path, *flags: str) -> None:
-        given = ["-q", "--hf-path", str(source), *flags]
+        given = ["-q", "--method", "rtn", "--hf-path", str(source), *flags]
         self.options = read_layers(parser().parse_args(given)).resolve()
         self.prepared = prepare(SourceFolder(source, "local"), self.options)
 

@@ -32,7 +32,17 @@ class ForkServer:
         self, out: Path, bits: int, *, kill_after: float | None = None, kill_at: int | None = None
     ) -> dict[str, Any]:
         places = ["--hf-path", str(self._source), "--mlx-path", str(out)]
-        argv = [*places, "-q", "--bits", f"{bits}", "--force", "--max-shard-size", "4MB"]
+        argv = [
+            *places,
+            "-q",
+            "--method",
+            "rtn",
+            "--bits",
+            f"{bits}",
+            "--force",
+            "--max-shard-size",
+            "4MB",
+        ]
         self._send({"argv": argv, "kill_after": kill_after, "kill_at": kill_at})
         assert self._process.stdout is not None
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())

@@ -52,7 +52,7 @@ BAD: list[tuple[str, int, str]] = [
     (
         "[convert]\nmethod = 'best'\n",
         2,
-        'convert.method: "best" is not allowed; it takes search or rtn',
+        'convert.method: "best" is not allowed; it takes search, rtn or calibrated',
     ),
     ("convert = 4\n", 1, "convert: 4 is not a table; write [convert]"),
     ("[[convert]]\nbits = 4\n", 1, "convert: a list is not a table"),

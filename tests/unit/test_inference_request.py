@@ -134,6 +134,8 @@ def test_options_of_a_table_keep_every_value() -> None:
         "thinking": "fold",
         "thinking_budget": 17,
         "tools": '[{"a": 1}]',
+        "prompt_lookup": True,
+        "calculator": True,
     }
     table = GenerateTable(**of_sampling, **others)
     made = GenerationOptions.from_table(table)
