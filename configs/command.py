@@ -41,8 +41,8 @@ _MENDS = {
 }
 
 
-class _Terminated(BaseException):
-    """SIGTERM came."""
+class _Terminated(SystemExit):
+    """SIGTERM came; an exit, since an event loop keeps every other exception to itself."""
 
 
 def run(body: Callable[[Sequence[str]], int], argv: Sequence[str] | None = None) -> int:
@@ -91,6 +91,8 @@ def _left(body: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int
     """The exit code of a command that returned, or that left by `SystemExit` as --help does."""
     try:
         return body(arguments)
+    except _Terminated:
+        raise
     except SystemExit as left:
         return left.code if isinstance(left.code, int) else int(left.code is not None)
 

@@ -100,6 +100,8 @@ class Terminal:
         """Wait for the command's end; its exit code."""
         while self._read():
             pass
+        if not self.child.flag_eof:
+            raise AssertionError(f"it has not ended; the screen:\n{self.text}")
         self.child.wait()
         self.child.close()
         code = self.child.exitstatus

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import io
 import os
@@ -212,6 +213,19 @@ def test_sigterm_ends_with_143_and_cleans_up() -> None:
 
     assert run(body, []) == 143
     assert cleaned == [True]
+
+
+def test_an_event_loop_keeps_no_signal_to_itself() -> None:
+    async def terminated() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(os.kill, os.getpid(), signal.SIGTERM)
+        await asyncio.sleep(5)
+
+    def body(argv: Sequence[str]) -> int:
+        asyncio.run(terminated())
+        return 0
+
+    assert run(body, []) == 143
 
 
 def test_the_handlers_of_signals_are_put_back() -> None:
