@@ -1,8 +1,8 @@
-"""Guesses of the tokens to come, and how many of them are worth checking.
+"""Guesses of the tokens to come.
 
-Owns the two sources, what was said before (Saxena, "Prompt lookup decoding", 2023) and a
-smaller model (Leviathan et al., 2023, arXiv:2211.17192), and the pace: where guesses are
-seldom right, they become fewer and rarer. Knows nothing of how they are checked.
+Owns the two sources: what was said before (Saxena, "Prompt lookup decoding", 2023) and a
+smaller model (Leviathan et al., 2023, arXiv:2211.17192). Knows nothing of how guesses are
+checked, nor of how many are worth it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,10 @@ import mlx.nn as nn
 from inference.budget import PIECE_TOKENS
 from inference.cache import KvForm, SequenceCache, common_length
 from inference.marks import Mark, can_cut, go_back
+from inference.pace import Odds
 from inference.sampler import Sampler
 
-MOST = 15  # tokens guessed at once
 _GRAM = 3
-_FIRST = 1  # tokens guessed at first
-_LOSS = 0.3  # passes that guessing may lose in any answer
-_SHARE = 0.01  # and for each token of it
-_MOST_BALANCE = 3.0
-_WAIT = 0.05  # passes that the device waits where a token has to be known before the next
 
 
 class Source(Protocol):
@@ -32,6 +27,12 @@ class Source(Protocol):
 
     cost: float
     """Of one guess, in passes of the model."""
+
+    odds: Odds
+    """That a guess is right."""
+
+    least: int
+    """How many to guess where the odds are bad, so that they can be told at all."""
 
     def hopeful(self, tokens: Sequence[int]) -> bool:
         """Whether it will have a guess, as far as can be told from all tokens but the last."""
@@ -45,13 +46,22 @@ class Source(Protocol):
             sampler: Draws the answer; a copy that may be used up.
         """
 
+    def learn(self, guessed: int, right: int) -> None:
+        """What came of its guesses: how many were checked, and right from the first on."""
+
 
 class PromptLookup:
-    """Goes on as the text went on where its last tokens stood before."""
+    """Goes on as the text went on where its last tokens stood before.
+
+    It sees what became of every guess that it could have made, checked or not, so that
+    none need be checked to tell the odds.
+    """
 
     cost = 0.0
+    least = 0
 
     def __init__(self) -> None:
+        self.odds = Odds()
         self._after: dict[tuple[int, ...], int] = {}
         self._seen = 0
 
@@ -72,9 +82,15 @@ class PromptLookup:
     def place(self, tokens: Sequence[int]) -> int | None:
         """Where the text last went on from its last tokens; None where it never did."""
         for end in range(max(self._seen, _GRAM), len(tokens)):
-            self._after[tuple(tokens[end - _GRAM : end])] = end
+            last = tuple(tokens[end - _GRAM : end])
+            if self._seen and (place := self._after.get(last)) is not None:
+                self.odds.learn(tokens[place] == tokens[end])
+            self._after[last] = end
         self._seen = max(self._seen, len(tokens))
         return self._after.get(tuple(tokens[-_GRAM:]))
+
+    def learn(self, guessed: int, right: int) -> None:
+        """Nothing that it has not seen."""
 
 
 class DraftModel:
@@ -103,8 +119,11 @@ class ModelDrafts:
     do the tokens drawn.
     """
 
+    least = 1
+
     def __init__(self, draft: DraftModel) -> None:
         self.cost = draft.cost
+        self.odds = Odds()
         self._draft = draft
         self._cache = SequenceCache(draft.model, KvForm())
         self._read: tuple[int, ...] = ()
@@ -132,6 +151,11 @@ class ModelDrafts:
             mark.restore(self._cache)
         return found
 
+    def learn(self, guessed: int, right: int) -> None:
+        """What the odds are."""
+        for place in range(min(guessed, right + 1)):
+            self.odds.learn(place < right)
+
     def _catch_up(self, tokens: tuple[int, ...]) -> None:
         """Read what the model has said since; the last logits are kept."""
         shared = min(common_length(self._read, tokens), len(tokens) - 1)
@@ -153,36 +177,3 @@ class ModelDrafts:
         if size < wanted:
             return mx.pad(logits.astype(mx.float32), (0, wanted - size), constant_values=-mx.inf)
         return logits[:wanted]
-
-
-class Pace:
-    """How many tokens to guess next.
-
-    It keeps an account, in passes of the model: what guessing has saved, less what it has
-    taken. Where that comes to a loss beyond a small share of the answer it waits until the
-    answer has grown. It goes by counts alone, so that the same request always takes the
-    same passes.
-    """
-
-    def __init__(self) -> None:
-        self._balance = _LOSS
-        self._length = _FIRST
-
-    def most(self, said: int) -> int:
-        """How many to guess after so many tokens of the answer; 0 while it waits."""
-        return self._length if self._balance + _SHARE * said > 0 else 0
-
-    def learn(self, guessed: int, right: int, spent: float) -> None:
-        """What came of guessing.
-
-        Args:
-            guessed: Tokens that were checked; none where there was no guess after all, and
-                the device has waited for nothing.
-            right: Of them, from the first on.
-            spent: What guessing and checking them took, in passes.
-        """
-        self._balance = min(self._balance + right - spent - _WAIT, _MOST_BALANCE)
-        if guessed and right == guessed:
-            self._length = min(2 * self._length, MOST)
-        elif guessed:
-            self._length = max(1, min(self._length, right))

@@ -13,10 +13,11 @@ import mlx.nn as nn
 
 from configs.errors import GenerationError, RequestError
 from inference.cache import SequenceCache
-from inference.drafts import DraftModel, ModelDrafts, Pace, PromptLookup, Source
+from inference.drafts import DraftModel, ModelDrafts, PromptLookup, Source
 from inference.events import Event
 from inference.forks import forked
 from inference.guess import Guess
+from inference.pace import Account
 from inference.request import TokenRequest
 from inference.rows import Row
 from inference.selfcheck import checking_of
@@ -36,44 +37,53 @@ class Guessing:
 
     def __init__(self, sources: list[Source], token_cost: float) -> None:
         self._sources = sources
-        self._pace = Pace()
+        self._account = Account()
         self._token_cost = token_cost
         self._tokens: list[int] = []
+        self._asked: Source | None = None
         self.drafted = 0
         self.accepted = 0
 
     def hopeful(self, row: Row) -> bool:
         """Whether guesses are likely, as far as the row's tokens are known."""
-        if not self._most(row):
-            return False
         known = self._known(row)
-        return any(source.hopeful(known) for source in self._sources)
+        hopeful = [source.hopeful(known) for source in self._sources]  # all see what was said
+        return any(
+            each and self._most(row, s) for each, s in zip(hopeful, self._sources, strict=True)
+        )
 
     def guess(self, row: Row) -> Guess:
         """What may come next, once all of a row's tokens are known."""
-        most, known = self._most(row), self._known(row)
-        for source in self._sources if most else ():
-            if found := source.propose(known, most, row.sampler.fork()):
+        known = self._known(row)
+        for source in self._sources:
+            most = self._most(row, source)
+            if most and (found := source.propose(known, most, row.sampler.fork())):
+                self._asked = source
                 ends = (n for n, token in enumerate(found) if token in row.request.stop_ids)
                 return _allowed(row, found[: next(ends, most)], source.cost)
-        if most:
-            self._pace.learn(0, 0, 0.0)
+        self._account.learn(0, 0.0)
         return _allowed(row, [], 0.0)
 
     def learn(self, row: Row) -> None:
         """What came of the guess that was just checked."""
-        if count := len(row.guess.tokens):
+        if (count := len(row.guess.tokens)) and self._asked is not None:
             self.drafted += count
             self.accepted += row.right
-            # A pass of several rows costs less than one of each alone.
-            whole = 1 + (row.beside - 1) * self._token_cost
-            drafting = count * row.guess.cost * row.beside / whole
-            self._pace.learn(count, row.right, row.places * self._token_cost + drafting)
+            self._asked.learn(count, row.right)
+            spent = row.places * self._token_cost
+            spent += count * row.guess.cost * row.beside / self._pass_cost(row)
+            self._account.learn(row.right, spent)
 
-    def _most(self, row: Row) -> int:
-        if row.behind:
+    def _pass_cost(self, row: Row) -> float:
+        """Of a pass for every row beside this one, in passes of one; less than each alone."""
+        return 1 + (row.beside - 1) * self._token_cost
+
+    def _most(self, row: Row, source: Source) -> int:
+        if row.behind or not self._account.allows(len(row.said)):
             return 0  # what is read twice comes first, or it would become ever more
-        most = min(self._pace.most(len(row.said)), row.request.options.max_tokens - row.drawn - 1)
+        cost = (self._token_cost + source.cost) * row.beside / self._pass_cost(row)
+        worth = max(source.least, source.odds.worth(cost))
+        most = min(worth, row.request.options.max_tokens - row.drawn - 1)
         change = None if row.cache is None else row.cache.changes_at
         if row.cache is not None and change is not None:
             most = min(most, change - row.cache.length - 2)

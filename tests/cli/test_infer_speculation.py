@@ -12,6 +12,7 @@ import mlx.core as mx
 import pytest
 from tokenizers import Tokenizer
 
+from inference import speculation
 from inference.cli import main
 from tests.factories_inference import edit_json, write_mlx
 from tests.factories_talk import TEMPLATE
@@ -27,6 +28,12 @@ FORMS = {
     "logprobs": ["--logprobs", "2"],
     "bias": ["--logit-bias", "70=50"],
 }
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checking costs little, so that there is much of it."""
+    monkeypatch.setattr(speculation, "_TOKEN_COST", {"cpu": 0.04, "gpu": 0.04})
 
 
 @pytest.fixture(scope="module")

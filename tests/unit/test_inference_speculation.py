@@ -15,10 +15,11 @@ from configs.errors import RequestError
 from inference import speculation
 from inference.cache import Held
 from inference.checking import settle
-from inference.drafts import MOST, DraftModel, Pace, PromptLookup
+from inference.drafts import DraftModel, PromptLookup
 from inference.engine import Engine
 from inference.events import Event, Failed, Finished, Token
 from inference.guess import Guess
+from inference.pace import MOST, Account, Odds
 from inference.request import GenerationOptions, SamplingOptions, TokenRequest
 from inference.rows import Row
 from inference.sampler import Sampler
@@ -185,7 +186,7 @@ def test_ends_within_guesses() -> None:
     draft = DraftModel(model, VOCABULARY, 0.0)  # always right
     free = told(run(model, request()))
     said = [int(event.text) for event in run(model, request()) if hasattr(event, "text")]
-    assert finished(run(model, request(), draft=draft)).usage.accepted_tokens == 40 - 6
+    assert finished(run(model, request(), draft=draft)).usage.accepted_tokens == 40 - 4
     assert told(run(model, request(), draft=draft)) == free
     for count in (1, 2, 3, 4, 9, 16):
         assert told(run(model, request(max_tokens=count), draft=draft)) == told(
@@ -254,30 +255,56 @@ def test_the_distribution_is_the_sampler_s() -> None:
 @pytest.mark.parametrize("cost", [0.04, 0.6, 1.1])
 @pytest.mark.parametrize("right_each", [0, 7, 3])
 def test_guessing_never_loses_much(cost: float, right_each: int) -> None:
-    pace, account, said, tries = Pace(), 0.0, 0, 0
+    """Of a source that has to be tried, as a draft model has."""
+    account, odds, balance, said, tries = Account(), Odds(), 0.0, 0, 0
     while said < 1000:
         said += 1
-        if most := pace.most(said):
+        if account.allows(said):
             tries += 1
+            most = max(1, odds.worth(cost))
             right = 1 if right_each and tries % right_each == 0 else 0
-            account += right - most * cost
+            balance += right - most * cost
             said += right
-            pace.learn(most, right, most * cost)
-        assert account > -(0.01 * said + 0.3 + 2 * cost + 0.05)
+            account.learn(right, most * cost)
+            odds.learn(right > 0)
+        assert balance > -(0.01 * said + 0.3 + 3 * cost + 0.05)
     assert tries > 7
 
 
 def test_guesses_that_are_right_become_more() -> None:
-    pace, said, lengths = Pace(), 0, []
-    for _ in range(6):
-        lengths.append(pace.most(said))
-        said += 1 + lengths[-1]
-        pace.learn(lengths[-1], lengths[-1], 0.6 * lengths[-1])
-    assert lengths == [1, 2, 4, 8, MOST, MOST]
-    pace.learn(MOST, 3, 1.0)
-    assert pace.most(said) == 3
-    pace.learn(3, 0, 1.8)
-    assert pace.most(said) == 1
+    odds, lengths = Odds(), []
+    for _ in range(24):
+        lengths.append(odds.worth(0.7))
+        odds.learn(True)
+    assert lengths[0] == 0 and lengths[-1] == MOST and lengths == sorted(lengths)
+    odds.learn(False)
+    assert 0 < odds.worth(0.7) < 4 < odds.worth(0.04)
+    assert odds.worth(0.0) == MOST and odds.worth(1.0) == 0
+
+
+def test_what_could_have_been_guessed_tells_the_odds() -> None:
+    lookup, text = PromptLookup(), [1, 2, 3, 4, 5, 6, 7, 8, 9] * 2
+    assert lookup.hopeful(text) and lookup.odds.worth(0.7) == 0
+    text += [1, 2, 3, 4, 5, 6, 7, 8, 9]
+    assert lookup.hopeful(text) and lookup.odds.worth(0.7) > 3
+    text += [2, 3, 1, 3, 2, 1, 2, 3, 9, 1, 2, 3, 5]  # known beginnings, other ends
+    assert not lookup.hopeful(text) and lookup.odds.worth(0.7) < 3
+
+
+@pytest.mark.parametrize("kind", ["llama"])
+def test_where_checking_is_dear_only_what_is_likely_is_checked(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speculation, "_TOKEN_COST", {"cpu": 0.7, "gpu": 0.7})
+    model = tiny_network(tiny_config(kind))
+    asked = request(prompt=PROMPT[:12] * 4, sampling=SAMPLED, prompt_lookup=True, max_tokens=100)
+    assert not finished(run(model, asked)).usage.drafted_tokens
+    sure = replace(
+        asked, options=replace(asked.options, sampling=replace(GREEDY, logit_bias=((9, 60.0),)))
+    )
+    usage = finished(run(model, sure)).usage
+    assert usage.accepted_tokens == usage.drafted_tokens
+    assert usage.drafted_tokens is not None and usage.drafted_tokens > 60
 
 
 def test_lookup_goes_on_as_the_text_did_last() -> None:
