@@ -100,6 +100,9 @@ class Chat:
         else:
             self.tell("nothing was said; the turn is taken back")
         self._close(finished, request)
+        if said.tool_calls and self.view.alive:
+            called = ", ".join(call["function"]["name"] for call in said.tool_calls)
+            self.tell(f"it calls {called}: /result TEXT says what that gives")
 
     def retry(self) -> None:
         """Answer the last turn anew.

@@ -6,10 +6,11 @@ tell goes to stderr: stdout carries answers alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from configs.checks import InvalidValue, nearest, shown
 from configs.command import note
@@ -137,6 +138,8 @@ def _show(chat: Chat, rest: str) -> None:
     for message in chat.conversation.whole:
         _tell(f"--- {message.role}")
         _tell(message.content)
+        for call in message.tool_calls:
+            _tell(json.dumps(call["function"], ensure_ascii=False))
 
 
 def _save(chat: Chat, rest: str) -> None:
@@ -184,6 +187,22 @@ def _edit(chat: Chat, rest: str) -> None:
         raise UsageError("/edit", "needs the new text", "/edit TEXT")
 
 
+def _result(chat: Chat, rest: str) -> None:
+    if not rest:
+        raise UsageError("/result", "needs what the tool has given", "/result TEXT")
+    given = chat.conversation.result(check_text("/result", rest))
+    if given.calls:
+        chat.conversation = given
+        chat.save_if_asked()
+        _tell(f"results to come: {len(given.calls)}, {_called(given.calls[0])} next")
+    else:
+        chat.turn(given)
+
+
+def _called(call: Mapping[str, Any]) -> str:
+    return str(call["function"]["name"])
+
+
 def _copy(chat: Chat, rest: str) -> None:
     answer = chat.conversation.answer
     if answer is None:
@@ -224,6 +243,7 @@ COMMANDS: Mapping[str, Command] = MappingProxyType(
         "/retry": Command("", "answer the last turn anew", _retry),
         "/undo": Command("", "take the last turn back", _undo),
         "/edit": Command("[TEXT]", "say the last turn differently", _edit),
+        "/result": Command("TEXT", "what the tool gave that the last answer calls", _result),
         "/copy": Command("", "the last answer into the clipboard", _copy),
         "/stats": Command("", "tokens and memory so far", _stats),
         "/clear": Command("", "begin anew; the system message stays", _clear),

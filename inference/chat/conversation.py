@@ -6,7 +6,9 @@ tokens, caches, files or screens.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from configs.errors import RequestError
 from inference.request import Message
@@ -16,9 +18,12 @@ from inference.request import Message
 class Conversation:
     """A system message, and turns that each begin with a message of the user.
 
+    Where an answer calls tools, one message with the result of each call follows, and then
+    another answer.
+
     Attributes:
         system: The system message, if any.
-        messages: All others, in order; a user's that is last waits for its answer.
+        messages: All others, in order.
 
     Raises:
         RequestError: The messages are not of that form.
@@ -28,13 +33,19 @@ class Conversation:
     messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
-        before = "assistant"
+        before, calls = "assistant", 0
         for number, message in enumerate(self.messages, start=1):
-            if message.role not in ("user", "assistant"):
+            if message.role not in ("user", "assistant", "tool"):
                 raise RequestError(f"message {number}", f"is of the role {message.role!r}")
-            if message.role == before:
+            if message.role == "tool":
+                if not calls:
+                    raise RequestError(f"message {number}", "is the result of no call")
+                calls -= 1
+            elif (message.role == "user") != (before == "assistant"):
                 expected = "user" if before == "assistant" else "assistant"
                 raise RequestError(f"message {number}", f"is not of the {expected}")
+            else:
+                calls = len(message.tool_calls)
             before = message.role
 
     @property
@@ -50,8 +61,18 @@ class Conversation:
 
     @property
     def waits(self) -> bool:
-        """Whether the user's last message has no answer."""
-        return bool(self.messages) and self.messages[-1].role == "user"
+        """Whether what was said last has no answer."""
+        return bool(self.messages) and self.messages[-1].role != "assistant"
+
+    @property
+    def calls(self) -> tuple[Mapping[str, Any], ...]:
+        """The calls of the last answer that have no result yet."""
+        given = 0
+        for message in reversed(self.messages):
+            if message.role == "assistant":
+                return message.tool_calls[given:]
+            given += message.role == "tool"
+        return ()
 
     @property
     def question(self) -> str | None:
@@ -71,8 +92,23 @@ class Conversation:
         """
         if self.waits:
             mend = "/retry answers it, /undo takes it back"
+            if self.messages[-1].role == "tool" and self.calls:
+                mend = "/result gives that of the next call, /undo takes it back"
             raise RequestError("chat", "the last message has no answer yet", mend)
         return replace(self, messages=(*self.messages, Message("user", text)))
+
+    def result(self, text: str) -> Conversation:
+        """What the first of the calls that have no result has given.
+
+        Raises:
+            RequestError: There is none.
+        """
+        if not self.calls:
+            raise RequestError("/result", "the last answer calls no tool", "say something")
+        call = self.calls[0]
+        name, id_ = call["function"]["name"], call.get("id")
+        said = Message("tool", text, tool_call_id=None if id_ is None else str(id_), name=name)
+        return replace(self, messages=(*self.messages, said))
 
     def answered(self, said: Message | str) -> Conversation:
         """The assistant answers, with text alone or with a whole message."""
@@ -91,9 +127,14 @@ class Conversation:
         """As it was before the last answer.
 
         Raises:
-            RequestError: There is no turn.
+            RequestError: There is no turn, or calls have no result.
         """
-        return replace(self, messages=self.messages[: self._last_turn() + 1])
+        self._last_turn()  # refuses where nothing was said
+        if not self.waits:
+            return replace(self, messages=self.messages[:-1])
+        if self.messages[-1].role == "tool" and self.calls:
+            raise RequestError("chat", "a call has no result yet", "/result gives it")
+        return self
 
     def edit(self, text: str) -> Conversation:
         """As if the user had said this the last time.

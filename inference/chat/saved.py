@@ -6,7 +6,8 @@ Owns the file's form and the check of one that somebody else may have written:
      "generate": {"temperature": 0.2},
      "messages": [{"role": "system", "content": "..."}, {"role": "user", "content": "..."}, ...]}
 
-A message of the assistant may have "thinking" and "tool_calls" too.
+A message of the assistant may have "thinking" and "tool_calls" too, and one of a tool
+"tool_call_id" and "name".
 
 Knows nothing of models.
 """
@@ -115,6 +116,9 @@ def _fields(message: Message) -> dict[str, Any]:
         made["thinking"] = message.thinking
     if message.tool_calls:
         made["tool_calls"] = list(message.tool_calls)
+    for name in ("tool_call_id", "name"):
+        if (value := getattr(message, name)) is not None:
+            made[name] = value
     return made
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,16 @@ def run(capfd: pytest.CaptureFixture[str]) -> Runs:
         return out, "".join(kept)
 
     return run
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Says what the user of a chat writes into a pipe."""
+
+    def say(text: str) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+
+    return say
 
 
 @pytest.mark.parametrize("stream", [[], ["--stream"]])
@@ -161,6 +173,40 @@ def test_what_a_model_can_t_do_is_refused_with_the_reason(
     (tmp_path / "tools.json").write_text('[{"name": "add"}]')
     told = run(thinker, "--prompt", "hi", "--tools", str(tmp_path / "tools.json"), code=2)[1]
     assert told.startswith("error: tools: tool 1 is not of OpenAI's form")
+
+
+def test_a_chat_is_told_what_a_tool_gave(
+    tmp_path: Path, run: Runs, said: Callable[[str], None]
+) -> None:
+    call = {"name": "add", "arguments": {"a": 3}}
+    twice = f"<tool_call>\n{json.dumps(call)}\n</tool_call>" * 2
+    calls = tuple({"type": "function", "function": call} for _ in range(2))
+    results = [Message("tool", each, name="add") for each in ("7", "8")]
+    history = [Message("user", "go"), Message("assistant", "", tool_calls=calls), *results]
+    lessons = [("go", {"tools": TOOLS}, twice), (history, {"tools": TOOLS}, "It is 15")]
+    folder = write_talker(tmp_path / "model", lessons, num_hidden_layers=1)
+    (tmp_path / "tools.json").write_text(json.dumps(TOOLS))
+    file = tmp_path / "chat.json"
+    flags = ["--chat", "--tools", str(tmp_path / "tools.json"), "--session", str(file), "--quiet"]
+    said("go\n/result 7\n")
+    _, err = run(folder, *flags)
+    assert err == "results to come: 1, add next\n"
+    said("and?\n")
+    assert "/result gives that of the next call" in run(folder, *flags, code=2)[1]
+    said("/result 8\n/retry\n")
+    assert run(folder, *flags)[0] == "It is 15\nIt is 15\n"
+    messages = json.loads(file.read_text())["messages"]
+    assert [each["role"] for each in messages] == ["user", "assistant", "tool", "tool", "assistant"]
+    assert [(each["name"], each["content"]) for each in messages[2:4]] == [
+        ("add", "7"),
+        ("add", "8"),
+    ]
+    assert messages[2]["tool_call_id"] == messages[1]["tool_calls"][0]["id"]
+    said("/result 9\n")
+    assert "the last answer calls no tool" in run(folder, *flags, code=2)[1]
+    said("/undo\n")
+    run(folder, *flags)
+    assert json.loads(file.read_text())["messages"] == []
 
 
 def test_calls_of_tools_are_parsed_or_told(caller: Path, run: Runs) -> None:
