@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from inference.cli import main
+from tests.factories_adapters import mlx_pairs, write_mlx_adapter
 from tests.factories_inference import write_mlx
 
 HEAD = "the quick brown fox jumps over the lazy dog and the quick brown fox sleeps all day " * 2
@@ -134,6 +135,43 @@ def test_another_s_cache_is_refused_with_the_way_out(
     assert str(file) in refused(capfd, folder, *same)
     file.write_bytes(b"{}")
     assert str(file) in refused(capfd, folder, *same)
+
+
+def test_a_cache_made_with_other_settings_is_refused(
+    folders: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, file = folder_of(folders, "llama"), tmp_path / "cache"
+    pairs = mlx_pairs({"model.layers.1.mlp.up_proj": (128, 64)})
+    added = ["--adapter", str(write_mlx_adapter(tmp_path / "adapter", pairs))]
+    asked = ["--prompt", HEAD, "--prompt-cache", str(file)]
+    answer(capfd, folder, HEAD, "--kv-bits", "8", "--kv-start", "20", *asked[2:])
+    packed = ["--kv-bits", "8", "--kv-start"]
+    assert "is of another kv_start" in refused(capfd, folder, *asked, *packed, "24")
+    file.unlink()
+    answer(capfd, folder, HEAD, *added, *asked[2:])
+    assert "is of another adapter" in refused(capfd, folder, *asked)
+    file.unlink()
+    answer(capfd, folder, HEAD, *asked[2:])
+    assert "is of another adapter" in refused(capfd, folder, *asked, *added)
+
+
+def test_a_cache_of_positions_that_are_scaled_otherwise_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    scaling = {
+        "rope_type": "longrope",
+        "factor": 4.0,
+        "original_max_position_embeddings": 64,
+        "short_factor": [1.0 + 0.1 * n for n in range(16)],
+        "long_factor": [2.0 + 0.5 * n for n in range(16)],
+    }
+    rope = {"rope_scaling": scaling, "rope_parameters": scaling | {"rope_theta": 10_000.0}}
+    folder = write_mlx(tmp_path / "model", max_position_embeddings=512, **rope)
+    file = tmp_path / "cache"
+    short = ["--prompt", HEAD[:40], "--max-tokens", "4", "--prompt-cache", str(file)]
+    answer(capfd, folder, HEAD[:40], *short[2:], "--context", "60")
+    line = refused(capfd, folder, "--prompt", HEAD[:40] * 9, *short[2:], "--context", "400")
+    assert "is of another position scaling" in line
 
 
 def test_a_recurrent_cache_that_can_t_be_cut_is_refused(
