@@ -43,9 +43,9 @@ class Run:
     def fields(self) -> dict[str, Any]:
         """Its part of a JSON object, without the timings of answers."""
         load = {
-            "seconds": self.load_seconds,
+            "seconds": _rounded(self.load_seconds),
             "bytes": self.weight_bytes,
-            "gb_per_second": self.load_gb_per_second,
+            "gb_per_second": _rounded(self.load_gb_per_second),
         }
         added = {} if self.adapter is None else {"adapter": self.adapter}
         about = {"device": self.device, "dtype": self.dtype, "model": self.model}
@@ -75,10 +75,10 @@ def answer_fields(event: Finished, run: Run) -> dict[str, Any]:
             "completion_tokens": usage.completion_tokens,
         },
         "timings": {
-            "load_seconds": run.load_seconds,
-            "first_token_seconds": timings.first_token_seconds,
-            "prefill_tokens_per_second": timings.prefill_tokens_per_second,
-            "decode_tokens_per_second": timings.decode_tokens_per_second,
+            "load_seconds": _rounded(run.load_seconds),
+            "first_token_seconds": _rounded(timings.first_token_seconds),
+            "prefill_tokens_per_second": _rounded(timings.prefill_tokens_per_second),
+            "decode_tokens_per_second": _rounded(timings.decode_tokens_per_second),
             "peak_memory_bytes": mx.get_peak_memory(),
         },
     }
@@ -89,6 +89,11 @@ def answer_fields(event: Finished, run: Run) -> dict[str, Any]:
     if event.error is not None:
         fields["error"] = error_fields(event.error)
     return fields
+
+
+def _rounded(measured: float | None) -> float | None:
+    """No finer than it was measured."""
+    return None if measured is None else round(measured, 6)
 
 
 def error_fields(error: FerryError) -> dict[str, str]:

@@ -39,6 +39,7 @@ _FIXED: Mapping[str, tuple[Any, ...]] = {
     "stream": (False, None),
     "stream_options": (None,),
     "tool_choice": (None, "none", "auto"),
+    "parallel_tool_calls": (None, True),
     "modalities": (None, ["text"]),
     "echo": (False, None),
     "best_of": (1, None),

@@ -19,6 +19,8 @@ _KNOWN = frozenset({"role", "content", "name", "tool_calls", "tool_call_id"})
 _CALCULATED = ("python", "python_output")
 # What others, and our own records, call the thoughts of an answer.
 _THOUGHTS = ("thinking", "reasoning_content", "reasoning")
+# OpenAI's later name of a role that templates know by its first.
+_ROLES = {"developer": "system"}
 
 
 def read_messages(value: object) -> tuple[Message, ...]:
@@ -76,7 +78,7 @@ def _message(where: str, value: object) -> Message:
     if content is None and calls:
         content = ""
     return Message(
-        role,
+        _ROLES.get(role, role),
         _text(where, content),
         thinking=None if thought is None else _text(where, thought),
         tool_calls=calls,

@@ -149,9 +149,22 @@ def test_openai_lines_get_openai_lines(
         },
         {"custom_id": "four", "body": {**body, "tools": [{"type": "function"}]}},
         {"custom_id": "one", "body": body},
+        {
+            "custom_id": "six",
+            "body": {
+                **body,
+                "messages": [
+                    {"role": "developer", "content": "Be"},
+                    {"role": "user", "content": "hello"},
+                ],
+                "parallel_tool_calls": True,
+            },
+        },
+        {"custom_id": "seven", "body": {**body, "parallel_tool_calls": False}},
     ]
     found = run(model, write_rows(tmp_path / "in.jsonl", rows), code=1)
-    assert [line["custom_id"] for line in found] == ["one", "two", "three", "four", "one"]
+    names = ["one", "two", "three", "four", "one", "six", "seven"]
+    assert [line["custom_id"] for line in found] == names
     first = found[0]["response"]["body"]
     expected = alone(model, capfd, "--prompt", "hello")
     assert found[0]["response"]["status_code"] == 200 and found[0]["error"] is None
@@ -169,6 +182,9 @@ def test_openai_lines_get_openai_lines(
     assert [c["text"] for c in third["choices"]] == [c["text"] for c in choices]
     assert found[3]["response"] is None and "tools" in found[3]["error"]["message"]
     assert "earlier row" in found[4]["error"]["message"]
+    sixth = found[5]["response"]["body"]["choices"][0]["message"]["content"]
+    assert sixth == alone(model, capfd, "--prompt", "hello", "--system", "Be")["text"]
+    assert "parallel_tool_calls" in found[6]["error"]["message"]
 
 
 def test_an_output_that_is_there_is_not_overwritten(

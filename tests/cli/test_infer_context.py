@@ -72,7 +72,7 @@ def test_load_statistics(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> N
     assert load["seconds"] == made["timings"]["load_seconds"] > 0
     size = (folder / "model.safetensors").stat().st_size
     assert 0.9 * size < load["bytes"] < size
-    assert load["gb_per_second"] == pytest.approx(load["bytes"] / 1e9 / load["seconds"])
+    assert load["gb_per_second"] == pytest.approx(load["bytes"] / 1e9 / load["seconds"], rel=1e-2)
     asked = ["--model", str(folder), "--raw", "--prompt", "x", "--max-tokens", "2", "--verbose"]
     assert main(asked) == 0
     err = capfd.readouterr().err
