@@ -253,6 +253,16 @@ def file_path() -> Check:
     return Check("a path", "PATH", read)
 
 
+def path_or(word: str) -> Check:
+    """A path, or one word as it is; a file of that name is reached as `./word`."""
+    paths = file_path()
+
+    def read(value: object) -> object:
+        return value if type(value) is str and value == word else paths.read(value)
+
+    return Check(f"a path, or {word}", "PATH", read)
+
+
 def size() -> Check:
     """A number of bytes, or text such as "5GB" (10**9 each) or "4GiB" (2**30 each); kept as int."""
 

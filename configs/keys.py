@@ -17,6 +17,7 @@ from configs.checks import (
     file_path,
     integer,
     letters,
+    path_or,
     plain_name,
     real,
     size,
@@ -26,6 +27,7 @@ from configs.checks import (
     tokens,
 )
 from configs.json_check import json_of
+from configs.mixtures import RECIPES
 
 
 class Mode(NamedTuple):
@@ -77,7 +79,11 @@ KEYS: Mapping[str, Key] = MappingProxyType(
         "convert.group_size": Key(GROUP_SIZE, MODES["affine"].group_sizes[0]),
         "convert.mode": Key(MODE, "affine"),
         "convert.method": Key(choice("search", "rtn", "calibrated"), "search"),
-        "convert.calibrate": Key(file_path()),
+        "convert.calibrate": Key(path_or("self")),
+        "convert.target_bpw": Key(real(1, 16)),
+        "convert.target_size": Key(size()),
+        "convert.fit": Key(size()),
+        "convert.recipe": Key(choice(*RECIPES)),
         "convert.dtype": Key(choice("float16", "bfloat16", "float32")),
         "convert.max_shard_size": Key(size(), 5 * 10**9),
         "convert.softcap": Key(real(0, above=True)),

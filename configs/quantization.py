@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from configs.checks import InvalidValue, nearest, shown, switch, text
 from configs.keys import BITS, GROUP_SIZE, MODE, MODES
+from configs.mixtures import TARGETS
 from configs.table import DEFAULTS, Table, checks_of
 
 if TYPE_CHECKING:
@@ -111,7 +112,15 @@ class ConvertTable(Table, checks=checks_of("convert")):
         method: How codes and scales are found; `search` looks for those that lose least, `rtn`
             rounds to nearest, as mlx-lm does, `calibrated` weighs errors by what a text makes
             each layer see.
-        calibrate: The text for that, a file in UTF-8.
+        calibrate: The text for that, a file in UTF-8, or "self" for one that the model writes. With
+            a target it also says what each layer counts, which the target alone takes from the
+            weights.
+        target_bpw: Bits per weight, all tensors counted, that every layer's own bits, group size
+            and mode are chosen to come to at most, so that least is lost.
+        target_size: The same for the bytes of all weight files; text such as "4GB" is read.
+        fit: The same for a machine with this much memory, beside the KV cache of `memory.context`
+            tokens.
+        recipe: A known mixture of bits, which decides by the layers' names and places.
         dtype: Of the weights that are not quantized; the source's own when not set.
         max_shard_size: Largest size of one weight file, in bytes; text such as "5GB" is read.
         softcap: What a nanochat model caps its logits at, where its files can't tell.
@@ -126,7 +135,11 @@ class ConvertTable(Table, checks=checks_of("convert")):
     group_size: int = DEFAULTS["convert.group_size"]
     mode: str = DEFAULTS["convert.mode"]
     method: str = DEFAULTS["convert.method"]
-    calibrate: Path | None = DEFAULTS["convert.calibrate"]
+    calibrate: Path | str | None = DEFAULTS["convert.calibrate"]
+    target_bpw: float | None = DEFAULTS["convert.target_bpw"]
+    target_size: int | None = DEFAULTS["convert.target_size"]
+    fit: int | None = DEFAULTS["convert.fit"]
+    recipe: str | None = DEFAULTS["convert.recipe"]
     dtype: str | None = DEFAULTS["convert.dtype"]
     max_shard_size: int = DEFAULTS["convert.max_shard_size"]
     softcap: float | None = DEFAULTS["convert.softcap"]
@@ -158,12 +171,24 @@ class ConvertTable(Table, checks=checks_of("convert")):
             raise InvalidValue(
                 "calibrated needs a text to calibrate on", "name one with calibrate", ("method",)
             )
-        if self.calibrate is not None and self.method != "calibrated":
+        targeted = self.is_targeted and self.calibrate != "self"
+        asked = self.method == "calibrated" or targeted
+        if self.calibrate is not None and not asked:
             raise InvalidValue(
                 f"means nothing with method {self.method}",
-                "choose method calibrated",
+                "choose method calibrated, or give a target",
                 ("calibrate",),
             )
+
+    @property
+    def is_targeted(self) -> bool:
+        """Whether the bits follow from a size."""
+        return any(getattr(self, target) is not None for target in TARGETS)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether each layer has bits of its own."""
+        return self.quantize and (self.is_targeted or self.recipe is not None)
 
     def rule_for(self, module: str) -> LayerChoice | None:
         """What the rules say of a module path; None when no rule matches it."""

@@ -17,6 +17,7 @@ from configs.checks import InvalidValue
 from configs.errors import ConfigError
 from configs.generation_config import recommended, unhonoured
 from configs.keys import KEYS, MODES
+from configs.mixtures import check_apart, mixture_name, oust
 from configs.schema import (
     TABLES,
     ConvertTable,
@@ -83,7 +84,10 @@ class Layers:
                 if key in layer and key in chosen and layer[key].value != chosen[key].value:
                     for dependent in dependents:
                         chosen.pop(dependent, None)
+            oust(chosen, layer)
             chosen.update(layer)
+        if (fault := check_apart(chosen)) is not None:
+            raise refusal(fault[1].origin, ("convert", fault[0]), fault[2])
         _own_context(chosen, self.generation_config)
         mode = MODES[cast(str, chosen["convert.mode"].value)] if "convert.mode" in chosen else None
         if mode is not None:
@@ -118,7 +122,8 @@ class Resolved:
         """The result's place when no path is given.
 
         That is `mlx_models/<name>-<bits>bit`, `-<mode>` for a mode that has but one number of
-        bits, `-hf` for a folder in Hugging Face's layout, and else `-<dtype>`.
+        bits, `-4.5bpw`, `-4GB` or a recipe's name for mixed bits, `-hf` for a folder in Hugging
+        Face's layout, and else `-<dtype>`.
 
         Args:
             dtype: Of the weights, if they are not quantized.
@@ -140,6 +145,8 @@ class Resolved:
         table = self.convert
         if table.dequantize:
             return "hf"
+        if table.is_mixed:
+            return mixture_name(table)
         if table.quantize:
             return f"{table.bits}bit" if table.mode == "affine" else table.mode
         return ""

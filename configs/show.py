@@ -47,6 +47,8 @@ def toml_value(value: object) -> str:
         given = {field.name: getattr(value, field.name) for field in fields(value)}
         pairs = [f"{key} = {toml_value(v)}" for key, v in given.items() if v not in (None, False)]
         return f"{{ {', '.join(pairs)} }}"
+    if value == Path("self"):
+        value = "./self"  # the word alone is no file
     if isinstance(value, (str, Path)):
         return toml_text(str(value))
     raise TypeError(f"no key has a {type(value).__name__}")

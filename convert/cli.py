@@ -5,24 +5,27 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.command import note, run, say, warn
 from configs.errors import UsageError
+from configs.mixtures import MIXTURES
 from convert.flags import parser as parser
+from convert.mixed.options import check_mixture
 from convert.quality.options import ALLOWED_BESIDE, check_quality, quality_folder
 
 if TYPE_CHECKING:
     from checkpoint.adapters.adapter import Adapter
     from checkpoint.source import SourceFolder
-    from configs.resolve import Resolved
+    from configs.resolve import Layers, Resolved
     from convert.consume import Consumed
     from convert.pipeline import Measure, Prove
     from convert.prepare import Prepared
 
 _ONE = "leave one of them out"
-_QUANTIZATION_KEYS = ("bits", "group_size", "mode", "method", "calibrate", "layers")
+_QUANTIZATION_KEYS = ("bits", "group_size", "mode", "method", "calibrate", *MIXTURES, "layers")
 _CONVERSION_FLAGS = ("force", "dry_run", "no_resume", "consume_source", "fuse_adapter")
 
 
@@ -35,7 +38,10 @@ def _convert(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     from configs.loader import read_layers
 
-    resolved = read_layers(args).resolve()
+    layers = read_layers(args)
+    if args.sweep is not None:
+        return _sweep(args, layers)
+    resolved = layers.resolve()
     _check_options(resolved, args)
     if args.show_config:
         print(resolved.show(), end="")
@@ -58,6 +64,7 @@ def _make(args: argparse.Namespace, resolved: Resolved) -> int:
     from convert.pipeline import convert
     from convert.prepare import prepare
     from convert.progress import progress_bar
+    from convert.proof.progress import told_progress
     from convert.show import plan_table, summary
 
     table = resolved.convert
@@ -78,7 +85,8 @@ def _make(args: argparse.Namespace, resolved: Resolved) -> int:
             quiet=args.quiet,
             code=resolved.tokenizer.trust_remote_code,
         )
-        prepared = prepare(source, resolved, adapter=adapter)
+        bar = partial(told_progress, quiet=args.quiet)
+        prepared = prepare(source, resolved, adapter=adapter, bar=bar)
     else:
         source = consumed.remote.source
         prepared = prepare(source, resolved, consumed.catalog, consumed.fetch, adapter)
@@ -237,6 +245,14 @@ def _quality(args: argparse.Namespace, resolved: Resolved) -> int:
     return 0
 
 
+def _sweep(args: argparse.Namespace, layers: Layers) -> int:
+    from convert.quality.sweep import sweep
+
+    found = sweep(args, layers, note)
+    print(json.dumps(found.as_json(), ensure_ascii=False) if args.json else found.text_table())
+    return 1 if found.failed else 0
+
+
 def _check_upload(args: argparse.Namespace) -> None:
     if args.upload_repo is not None:
         from convert.upload import check_upload
@@ -264,6 +280,7 @@ def _check_options(resolved: Resolved, args: argparse.Namespace) -> None:
     if args.dry_run and args.force:
         raise UsageError("--force", "replaces nothing with --dry-run", _ONE)
     check_quality(args, resolved)
+    check_mixture(resolved, consumes=args.consume_source)
     modes = ("--diff", args.diff), ("--verify", args.verify), ("--quality", quality_folder(args))
     for flag, mode in modes:
         if mode is not None:

@@ -7,6 +7,7 @@ take `configs.keys`'.
 from __future__ import annotations
 
 from configs.arguments import Parser, add_common, add_key
+from configs.mixtures import RECIPES
 
 
 def parser() -> Parser:
@@ -50,9 +51,43 @@ def parser() -> Parser:
         weights,
         "--calibrate",
         key="convert.calibrate",
-        metavar="TEXT",
+        metavar="TEXT|self",
         help="text file for --method calibrated, which loses far less than search and takes far"
-        " longer: the model reads it, and each layer is made for what it sees",
+        " longer: the model reads it, and each layer is made for what it sees; self lets the model"
+        " write one (a file of that name is ./self). With a target, a file also shows how much each"
+        " layer counts",
+    )
+    add_key(
+        weights,
+        "--target-bpw",
+        key="convert.target_bpw",
+        help="mixed bits: each layer's own bits, group size and mode, chosen to lose least at so"
+        " many bits per weight, all tensors counted",
+    )
+    add_key(
+        weights,
+        "--target-size",
+        key="convert.target_size",
+        help="mixed bits that come to weight files of at most this size",
+    )
+    add_key(
+        weights,
+        "--fit",
+        key="convert.fit",
+        help="mixed bits for a machine with this much memory, beside the KV cache of --context",
+    )
+    add_key(
+        weights,
+        "--context",
+        key="memory.context",
+        help="tokens of that KV cache (default: 8192, or as many as the model reads)",
+    )
+    add_key(
+        weights,
+        "--recipe",
+        key="convert.recipe",
+        metavar="NAME",
+        help=f"mixed bits by a known recipe: {', '.join(RECIPES)}",
     )
     add_key(weights, "--dtype", key="convert.dtype", help="dtype of what is not quantized")
     add_key(
@@ -123,7 +158,18 @@ def parser() -> Parser:
         help="text to measure on (default: a short sample of prose, code, chat and Chinese)",
     )
     quality.add_argument(
-        "--plot", metavar="FILE", help="draw the error of every layer (.png, .svg or .pdf)"
+        "--plot",
+        metavar="FILE",
+        help="draw the error of every layer, or of a sweep size against loss (.png, .svg or .pdf)",
+    )
+    quality.add_argument(
+        "--sweep",
+        nargs="?",
+        const="",
+        metavar="SPECS",
+        help="make several quantizations one after another, measure and remove each, and show"
+        " size against loss: rtn:4,search:3/32,search:mxfp4,search@4.5bpw (default: rtn and search"
+        " at every number of bits, and mixed bits)",
     )
     after = made.add_argument_group("publishing")
     after.add_argument(

@@ -7,6 +7,7 @@ text: there is no date in it, and no path, since cards are published. Reads no f
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ _HUB = "https://huggingface.co"
 _LINKED = re.compile(r"[\w.-]+/[\w.-]+/tree/[0-9a-f]{40}", re.ASCII)
 _MOST_ROWS = 12
 _LONGEST = 120
+_TOLD = ("worse_than_rtn", "caveats")  # of a quality report: what must not be overlooked
 # Of the source, not of what is made of it; its results were measured on other weights.
 _REPLACED = ("library_name", "tags", "model-index")
 _LINEAGE = ("base_model", "base_model_relation")
@@ -159,6 +161,8 @@ def _facts(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         text.format(_plain(options[key])) for key, text in words.items() if options.get(key)
     ]:
         yield "Quantization", ", ".join(how)
+    if mixture := receipt.get("mixture"):
+        yield "Mixed bits", _mixture(mixture)
     if quantized:
         yield "Quantized weights", f"{quantized:,}"
     if options["dtype"]:
@@ -168,6 +172,13 @@ def _facts(receipt: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     nbytes = receipt["tensor_bytes"]
     size = f"{gigabytes(nbytes)} ({nbytes:,} bytes) in {files} file{'s' * (files != 1)}"
     yield "Size", size
+
+
+def _mixture(mixture: Mapping[str, Any]) -> str:
+    """What the bits were chosen by, and how many layers have how many."""
+    found = Counter(int(layer["bits"]) for layer in mixture["layers"].values())
+    layers = ", ".join(f"{count:,} at {bits} bits" for bits, count in sorted(found.items()))
+    return _plain(f"{mixture['told']}: {layers}")
 
 
 def _kept(receipt: Mapping[str, Any]) -> list[str]:
@@ -214,6 +225,8 @@ def _figures(measured: object, prefix: str = "") -> Iterator[tuple[str, str]]:
                 yield name, f"{figure:.6g}" + (f" ± {error:.2g}" if error is not None else "")
             case Mapping():
                 yield from _figures(value, f"{name}, ")
+            case list() if key in _TOLD:
+                yield from ((name, _plain(line)) for line in value)
 
 
 def _table(head: tuple[str, str], rows: Any) -> list[str]:

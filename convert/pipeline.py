@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from checkpoint import disk
 from configs.errors import DiskError
 from configs.resolve import Resolved
 from convert.blocks import Blocks
-from convert.calibration.run import calibrated, told
+from convert.calibration.own import OwnText, written
+from convert.calibration.run import FOLDER, calibrated, receipt_entry, told
+from convert.calibration.text import CalibrationText
 from convert.destination import Destination, held, publish
 from convert.fingerprint import made_of
 from convert.model_files import write_card, write_model_files
@@ -81,6 +84,11 @@ def convert(
     ):
         tidy(destination, note)
         check_free_space(destination.path.parent, plan.disk_bytes - disk.held_bytes(folder))
+        if isinstance(own := prepared.calibration, OwnText) and table.method == "calibrated":
+            recipes, beside = prepared.model_map.recipes, destination.staging / FOLDER
+            choices = choices_of(options)
+            calibration_text = written(own, prepared.source, choices, recipes, beside, note)
+            prepared = replace(prepared, calibration=calibration_text)
         with ShardFiles(folder) as files, Verification(folder, blocks, journal) as verification:
             with progress(plan.tensor_bytes) as tell:
                 if kept := confirm(blocks, journal, files, tell):
@@ -103,8 +111,10 @@ def convert(
                     )
 
                 calibration = None
-                if prepared.calibration is None:
+                if prepared.calibration is None or table.method != "calibrated":
                     stream(supply or AllThere())
+                    if isinstance(prepared.calibration, CalibrationText):  # bits were chosen by it
+                        calibration = receipt_entry(prepared.calibration, {})
                 else:
                     calibration = calibrated(
                         prepared, choices_of(options), destination, blocks, journal, stream

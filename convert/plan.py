@@ -12,9 +12,12 @@ import math
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from checkpoint.packing import Quantization as Quantization
+
+if TYPE_CHECKING:
+    from convert.mixed.mixture import Mixture
 
 Operation = Literal["copy", "cast", "quantize"]
 _ALIGNMENT = 8
@@ -117,12 +120,14 @@ class Plan:
         shards: The files they go to.
         expected_peak_bytes: An upper estimate of the process's peak resident memory.
         warnings: What the user may not expect, one line each.
+        mixture: The choice of bits for each layer, if they were chosen.
     """
 
     parameters: tuple[Parameter, ...]
     shards: tuple[Shard, ...]
     expected_peak_bytes: int
     warnings: tuple[str, ...] = ()
+    mixture: Mixture | None = None
 
     @property
     def tensor_bytes(self) -> int:
@@ -165,6 +170,7 @@ class Plan:
             "parameters": self.weights,
             "bits_per_weight": round(self.bits_per_weight, 4),
             "expected_peak_memory_bytes": self.expected_peak_bytes,
+            **({"mixture": self.mixture.as_json()} if self.mixture else {}),
             "shards": [{"file": shard.file, "bytes": shard.nbytes} for shard in self.shards],
             "tensors": [
                 {

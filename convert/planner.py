@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -40,7 +40,11 @@ BLOCK_BYTES = 8 << 20
 """Aim for the bytes of one row block as read."""
 
 
-def make_plan(model_map: ModelMap, table: ConvertTable) -> tuple[Plan, dict[str, Any]]:
+def make_plan(
+    model_map: ModelMap,
+    table: ConvertTable,
+    forms: Mapping[str, Quantization] | None = None,
+) -> tuple[Plan, dict[str, Any]]:
     """Plan a conversion.
 
     Args:
@@ -48,6 +52,7 @@ def make_plan(model_map: ModelMap, table: ConvertTable) -> tuple[Plan, dict[str,
             quantized in place (placeholders only).
         table: What is asked for. If neither to quantize nor to dequantize, what the source
             has packed stays packed as it is.
+        forms: Chosen forms of modules, by their paths; all others are as the table asks.
 
     Returns:
         The plan, and config.json as it is to be written.
@@ -61,7 +66,9 @@ def make_plan(model_map: ModelMap, table: ConvertTable) -> tuple[Plan, dict[str,
     default: Quantization | None = None
     if table.quantize:
         default = Quantization(table.bits, table.group_size, table.mode)
-        choice = _quantize(model_map.model, default, table)
+        choice = _quantize(model_map.model, default, table, forms or {})
+        if forms:
+            (default, _), *_ = Counter(choice.packed.values()).most_common(1)
     elif not table.dequantize:
         choice, default = _keep(model_map)
     if default is not None:
@@ -123,7 +130,12 @@ class _Choice:
     undivided: list[str] = field(default_factory=list)
 
 
-def _quantize(model: Any, default: Quantization, table: ConvertTable) -> _Choice:
+def _quantize(
+    model: Any,
+    default: Quantization,
+    table: ConvertTable,
+    forms: Mapping[str, Quantization],
+) -> _Choice:
     """Quantize the placeholders and tell what was chosen."""
     own: Callable[[str, nn.Module], bool | dict[str, Any]] | None = getattr(
         model, "quant_predicate", None
@@ -160,6 +172,8 @@ def _quantize(model: Any, default: Quantization, table: ConvertTable) -> _Choice
                     f"{path} has {columns} columns, which {groups} don't divide",
                     "give this layer a smaller group_size, or keep it",
                 )
+        elif path in forms:
+            wanted = forms[path]
         elif not columns % default.group_size:
             decided = own(path, module) if own is not None else True
             if not decided:

@@ -9,6 +9,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from configs.errors import ModelConfigError, SourceError, TemplateError, UsageEr
 from configs.quantization import ConvertTable
 from configs.resolve import Layers, Resolved
 from convert.audit_tokenizer import parse_template, template_problems
+from convert.mixed.asked import Bar, mixture_of
 from convert.model_card import card_warnings
 from convert.model_files import FILE_LIMIT, read_readme
 from convert.plan import Plan
@@ -36,6 +38,7 @@ from convert.source_forms import DEQUANTIZED, source_forms
 from convert.tokenizer_options import with_eos_tokens
 
 if TYPE_CHECKING:
+    from convert.calibration.own import OwnText
     from convert.calibration.text import CalibrationText
 
 DTYPES = ("float16", "bfloat16", "float32")
@@ -57,7 +60,7 @@ class Prepared:
         files: Files that are made, not copied from the source, by name.
         recognised: What the source is, where that is not plain to see; else empty.
         adapter: What is added to its weights.
-        calibration: The text that quantization is calibrated on.
+        calibration: The text that quantization is calibrated on, or how it will be written.
     """
 
     source: SourceFolder
@@ -71,7 +74,7 @@ class Prepared:
     files: Mapping[str, bytes] = field(default_factory=dict)
     recognised: str = ""
     adapter: Adapter | None = None
-    calibration: CalibrationText | None = None
+    calibration: CalibrationText | OwnText | None = None
 
 
 def prepare(
@@ -80,6 +83,7 @@ def prepare(
     catalog: Catalog | None = None,
     bring: Callable[[Iterable[Path]], None] = lambda files: None,
     adapter: Adapter | None = None,
+    bar: Bar = lambda *, title: nullcontext(lambda *_: None),
 ) -> Prepared:
     """Read what the source says of itself and plan the conversion.
 
@@ -89,6 +93,7 @@ def prepare(
         catalog: Its tensors, where its shards are not in the folder.
         bring: Called with shards that must be read for the plan, seldom any.
         adapter: What to add to the weights.
+        bar: Shows the progress of what takes its time.
 
     Raises:
         SourceError: the source is damaged, incomplete or not one that can be converted.
@@ -125,12 +130,18 @@ def prepare(
     if table.dequantize:
         model_map = hugging_face_layout(model_map)
         dtype = dtype or most_common_dtype(model_map)
-    plan, written_config = make_plan(model_map, table)
+    mixture = mixture_of(options, source, choices_of(options), model_map, bar)
+    plan, written_config = make_plan(model_map, table, mixture.forms if mixture else None)
+    if mixture is not None:
+        warnings = (*plan.warnings, *mixture.warnings)
+        plan = replace(plan, mixture=mixture, warnings=warnings)
     if dtype is not None:
         written_config |= {"torch_dtype": dtype, "dtype": dtype}
     calibration = None
     if table.calibrate is not None:
-        calibration, plan = _calibration(table.calibrate, source, opened.config, model_map, plan)
+        calibration, plan = _calibration(
+            options, source, opened.config, model_map, plan, chat_template
+        )
     warnings = (
         *opened.warnings,
         *catalog.warnings,
@@ -156,14 +167,28 @@ def prepare(
 
 
 def _calibration(
-    path: Path, source: SourceFolder, config: dict[str, Any], model_map: ModelMap, plan: Plan
-) -> tuple[CalibrationText, Plan]:
+    options: Resolved,
+    source: SourceFolder,
+    config: dict[str, Any],
+    model_map: ModelMap,
+    plan: Plan,
+    chat_template: bytes | None,
+) -> tuple[CalibrationText | OwnText, Plan]:
     """The text to calibrate on, and the plan with the memory that this takes."""
+    from convert.calibration.own import plan_own_text
     from convert.calibration.run import expected_bytes
     from convert.calibration.text import read_calibration
 
-    text = read_calibration(path, source.path, config)
-    peak = plan.expected_peak_bytes + expected_bytes(plan, model_map, text)
+    named = options.convert.calibrate
+    text: CalibrationText | OwnText
+    if isinstance(named, Path):
+        text = read_calibration(named, source.path, config)
+        before = 0
+    else:
+        limit = options.memory.limit
+        text = plan_own_text(source, config, model_map, chat_template, limit)
+        before = text.nbytes
+    peak = plan.expected_peak_bytes + max(before, expected_bytes(plan, model_map, text))
     return text, replace(plan, expected_peak_bytes=peak)
 
 

@@ -19,6 +19,7 @@ from checkpoint.adapters.adapter import Adapter
 from checkpoint.architecture.mapping import ModelMap
 from checkpoint.source import SourceFolder
 from configs import __version__
+from configs.mixtures import MIXTURES
 from configs.quantization import ConvertTable
 from convert.plan import Plan
 from convert.source_forms import source_forms
@@ -71,16 +72,7 @@ def make_receipt(
         "options": {
             "quantize": table.quantize,
             "dequantize": table.dequantize,
-            **(
-                {
-                    "bits": table.bits,
-                    "group_size": table.group_size,
-                    "mode": table.mode,
-                    "method": table.method,
-                }
-                if table.quantize
-                else {}
-            ),
+            **(_quantization(table) if table.quantize else {}),
             "dtype": dtype,
             "trust_remote_code": trust_remote_code,
             "max_shard_size": table.max_shard_size,
@@ -100,12 +92,22 @@ def make_receipt(
             for parameter in plan.parameters
             if parameter.note
         ],
+        **({"mixture": plan.mixture.as_json()} if plan.mixture else {}),
         "source_quantization": source_forms(plan.parameters, model_map.recipes),
         "dropped": [asdict(dropped) for dropped in model_map.dropped],
         "notes": list(model_map.notes),
         "warnings": list(warnings),
         "expected_peak_memory_bytes": plan.expected_peak_bytes,
     }
+
+
+def _quantization(table: ConvertTable) -> dict[str, Any]:
+    if not table.is_mixed:
+        keys = ["bits", "group_size", "mode"]
+    else:
+        keys = [key for key in MIXTURES if getattr(table, key) is not None]
+        keys += ["group_size"] if table.recipe is not None else []
+    return {key: getattr(table, key) for key in (*keys, "method")}
 
 
 def _adapter(adapter: Adapter) -> dict[str, Any]:

@@ -28,6 +28,7 @@ def plan_table(plan: Plan) -> str:
 
 def _totals(plan: Plan) -> list[str]:
     return [
+        *([*plan.mixture.lines(), ""] if plan.mixture else ()),
         f"weights:             {plan.weights:,}",
         f"bits per weight:     {plan.bits_per_weight:.3f} (embeddings, scales and biases included)",
         f"output:              {plan.file_bytes:,} bytes in {len(plan.shards)} file(s)",

@@ -1,54 +1,22 @@
-"""What the KV caches of a model take, and how many fit.
+"""How many KV caches of a model fit.
 
-Owns the measure, taken from a cache that has read a token and not from what a config
-says, and the sum of what is held at once. Knows nothing of requests.
+Owns the sum of what is held at once; what one takes is `checkpoint.architecture.kv_cost`'s.
+Knows nothing of requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 
+from checkpoint.architecture.kv_cost import PIECE_TOKENS, CacheCost, cost_of
 from configs.errors import GenerationError
 from inference.cache import KvForm, SequenceCache
-from inference.slots import STEP
 
-PIECE_TOKENS = 2048  # of a prompt, read at once
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """Bytes of one layer's cache for one sequence.
-
-    Attributes:
-        fixed: Whatever was read.
-        per_token: For each token held.
-        window: Most tokens held; None for all.
-    """
-
-    fixed: int = 0
-    per_token: int = 0
-    window: int | None = None
-
-
-@dataclass(frozen=True)
-class CacheCost:
-    """Bytes of the caches of a model."""
-
-    layers: tuple[LayerCost, ...]
-
-    def decoding(self, tokens: int) -> int:
-        """Of one sequence of so many tokens, or of one slot of a batch whose longest has them."""
-        return sum(_bytes(layer, tokens, 0) for layer in self.layers)
-
-    def reading(self, tokens: int) -> int:
-        """Of one sequence while its prompt is read: a window then also holds the last piece."""
-        return sum(_bytes(layer, tokens, PIECE_TOKENS) for layer in self.layers)
+__all__ = ["PIECE_TOKENS", "Budget", "CacheCost", "measure"]
 
 
 @dataclass(frozen=True)
@@ -100,12 +68,6 @@ class Budget:
         )
 
 
-def _bytes(layer: LayerCost, tokens: int, more: int) -> int:
-    rounded = -(-tokens // STEP) * STEP
-    held = rounded if layer.window is None else min(rounded, layer.window + more)
-    return layer.fixed + layer.per_token * held
-
-
 def measure(model: nn.Module, form: KvForm | None = None) -> CacheCost:
     """What a model's caches take, from one that has read two tokens.
 
@@ -116,18 +78,4 @@ def measure(model: nn.Module, form: KvForm | None = None) -> CacheCost:
         model(mx.array([[0]]), cache=cache.layers)
         cache.advance(1)
     cache.evaluate()
-    return CacheCost(tuple(cost for layer in cache.layers for cost in _costs(layer)))
-
-
-def _costs(layer: Any) -> list[LayerCost]:
-    kind = type(layer).__name__
-    if kind == "CacheList":
-        return [cost for part in layer.caches for cost in _costs(part)]
-    if kind == "ArraysCache":
-        return [LayerCost(fixed=layer.nbytes)]
-    window = {"RotatingKVCache": "max_size", "ChunkedKVCache": "chunk_size"}.get(kind)
-    if window is None and kind not in ("KVCache", "QuantizedKVCache"):
-        return [LayerCost(per_token=layer.nbytes)]  # of an unknown kind: no less than this
-    arrays = cast(list[tuple[str, mx.array]], tree_flatten([layer.keys, layer.values]))
-    held = sum(array.nbytes // array.shape[2] for _, array in arrays)
-    return [LayerCost(per_token=held, window=None if window is None else getattr(layer, window))]
+    return cost_of(cache.layers)

@@ -19,9 +19,8 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
+from checkpoint.architecture.kv_cost import STEP as STEP
 from inference.positions import Positions
-
-STEP = 256  # tokens by which a cache grows, as mlx-lm's own does
 
 
 class Layer(Protocol):

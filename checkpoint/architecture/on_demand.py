@@ -43,26 +43,29 @@ def watch(model: nn.Module, names: Container[str], fetch: Callable[[str], mx.arr
 def intercept(
     module: nn.Module,
     run: Callable[[Callable[..., Any], mx.array, tuple[Any, ...], dict[str, Any]], Any],
+    method: str = "__call__",
 ) -> None:
-    """Put a function in the place of a module's call, for good.
+    """Put a function in the place of a module's call, or of another of its methods, for good.
 
     Args:
         module: The module.
         run: Given the module's own call, the call's first argument, its other positional ones
             and its named ones; what it returns is the call's result.
+        method: The method's name.
     """
     base = type(module)
-    _, first, *_ = inspect.signature(base.__call__).parameters
+    own = getattr(base, method)
+    _, first, *_ = inspect.signature(own).parameters
 
-    def __call__(self: Any, *args: Any, **named: Any) -> Any:  # noqa: N807
+    def called(self: Any, *args: Any, **named: Any) -> Any:
         hidden, rest = (args[0], args[1:]) if args else (named.pop(first), ())
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            return base.__call__(self, *args, **kwargs)
+            return own(self, *args, **kwargs)
 
         return run(call, hidden, rest, named)
 
-    _become(module, {"__call__": __call__})
+    _become(module, {method: called})
 
 
 def _on_demand(

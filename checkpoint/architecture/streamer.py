@@ -83,6 +83,12 @@ class Block:
             mx.clear_cache()
         return mx.concatenate(pieces) if len(pieces) > 1 else cast(mx.array, pieces[0])
 
+    def lazily(self, hidden: mx.array, first_row: int) -> mx.array:
+        """The same, all rows at once and not evaluated, so that it can be differentiated."""
+        rest, named = _cut(self._given, self._shape, first_row, first_row + hidden.shape[0])
+        made = self._call(hidden, *rest, **named)
+        return cast(mx.array, made[0] if isinstance(made, tuple) else made)
+
     @property
     def beside(self) -> tuple[Any, ...] | None:
         """What the block gave beside its output, of all rows; the last that each row gave."""
@@ -210,6 +216,10 @@ class LayerStream:
         if name not in self._held:
             self._held[name] = self.read(name)
         return self._held[name]
+
+    def held(self, name: str) -> mx.array | None:
+        """A parameter that is in memory; None if it is not."""
+        return self._held.get(name)
 
     def hold(self, name: str, value: mx.array) -> None:
         """Take a value for a parameter until weights are forgotten."""

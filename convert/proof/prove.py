@@ -44,6 +44,7 @@ from convert.proof.values import (
 )
 from convert.receipt import peak_memory_bytes
 
+_FORMS_NAMED = 3
 _WINDOWS = ("sliding_window", "attention_chunk_size")
 
 
@@ -149,6 +150,9 @@ def form_in_words(config: Mapping[str, Any], written: Mapping[str, Recipe]) -> s
     forms = {form for form in (stored_form(recipe)[0] for recipe in written.values()) if form}
     if not forms:
         return f"{config.get('dtype') or config.get('torch_dtype') or 'no fewer bits'}"
+    if len(forms) > _FORMS_NAMED:
+        bits = {form.bits for form in forms}
+        return f"mixed bits, {min(bits)} to {max(bits)}"
     return " or ".join(sorted(map(str, forms)))
 
 
