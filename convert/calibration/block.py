@@ -1,7 +1,7 @@
 """Quantizes one block: stage by stage, each on what it takes once those before it are quantized.
 
-The source's block runs once; what its stages take is kept while that is little, else it is run
-again for each stage. Owns that; knows nothing of the blocks before or after.
+Owns that order, and which tokens are learnt from and which are to judge by; knows nothing of
+the blocks before or after.
 """
 
 from __future__ import annotations
@@ -12,20 +12,23 @@ from functools import partial
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from checkpoint.architecture.streamer import Block
 from checkpoint.packing import Quantization
-from convert.calibration.hessian import Floats, Moments
-from convert.calibration.layer import WIDEST, Outcome, Packed, Rows, Solver
-from convert.calibration.probe import INPUT, Probe, Stage, Taken
-from convert.search import search
+from convert.calibration.experts import Experts, solve_experts
+from convert.calibration.hessian import Floats
+from convert.calibration.inputs import Inputs
+from convert.calibration.layer import Outcome, Packed, searched
+from convert.calibration.probe import Probe, Stage
+from convert.calibration.shelf import Shelf
+from convert.calibration.ways import OURS, SOURCE, Hidden, ReadWeight, Ways, product
 
-_TOGETHER = 2048
-KEPT_BYTES = 512 << 20
-"""The most that is kept of what a block's layers take."""
+_TOKENS = 2048
+NUMBERS = 8 << 20
+"""The most tokens that are run together, and about the most numbers of theirs in one array."""
 
-ReadRows = Callable[[str], mx.array]
+Write = Callable[[int, int, Floats], None]
+"""Given a way, the first row and rows, takes what the block gives."""
 
 
 class BlockCalibration:
@@ -35,9 +38,10 @@ class BlockCalibration:
         block: The block, with the source's weights to be had.
         probe: Watches its layers.
         forms: How its weights are to be packed, by name.
-        linear: Which of them are of linear layers.
+        shapes: Of its weights, by name.
         read: Gives a weight in the dtype that it is written in.
         unseen: How many rows, the last, are to judge by.
+        shelf: Where to put things aside.
 
     Attributes:
         packed: The weights that are done.
@@ -49,120 +53,86 @@ class BlockCalibration:
         block: Block,
         probe: Probe,
         forms: Mapping[str, Quantization],
-        linear: frozenset[str],
-        read: ReadRows,
+        shapes: Mapping[str, tuple[int, ...]],
+        read: ReadWeight,
         unseen: int,
+        shelf: Shelf,
     ) -> None:
         self.packed: dict[str, Packed] = {}
         self.outcomes: dict[str, Any] = {}
         self._block, self._probe, self._forms, self._read = block, probe, forms, read
-        self._linear, self._unseen = linear, unseen
-        self._source = {name: block.weight(name) for name in sorted(forms)}
-        self._ours = dict(self._source)
-        self._kept: dict[int, Taken] = {}
-        self._outputs: dict[int, mx.array] = {}
-        self._keeps = True
+        self._shapes, self._unseen, self._shelf = shapes, unseen, shelf
 
-    def run(self, hidden: mx.array, ours: mx.array) -> tuple[mx.array, mx.array]:
+    def run(self, rows: int, hidden: Hidden, write: Write, second: int = 0) -> None:
         """Quantize every layer.
 
         Args:
-            hidden: What the source's block takes, [rows, positions, hidden].
-            ours: What ours will take, of the same shape.
-
-        Returns:
-            What the source's block gives, and what ours does.
+            rows: Of the text.
+            hidden: Gives what the source's block takes, and what ours will.
+            write: Takes what the source's block gives, and what ours does.
+            second: The first row of the run that is ours: 0 where both ways are the same rows.
         """
+        first = mx.array(hidden(SOURCE, 0, 1))
+        found = self._probe.stages(partial(self._block, first, 0), first)
+        stages = [stage for stage in found if self._forms.keys() >= set(stage.names)]
+        staged = {name for stage in stages for name in stage.names}
+        ours = {}
         for name, form in self._forms.items():
-            if name not in self._linear:  # such as experts: each by search
-                self._take(name, searched(self._read(name), form))
-        first = hidden[:1]
-        stages = self._probe.stages(partial(self._call, self._source, first, 0), first)
-        self._names = frozenset(stage.names[0] for stage in stages)
-        for stage in stages:
-            self._stage(stage, hidden, ours)
-        for name, form in self._forms.items():
-            if name not in self.outcomes:  # called twice, or not for this text
-                self._take(name, searched(self._read(name), form))
-        made = [self._source_of(low, high, hidden).output for low, high in self._cuts(hidden)]
-        self._kept.clear()
-        return mx.concatenate(made), self._call(self._ours, ours, 0)
+            if name not in staged:  # called twice, or of no kind that is known
+                packed = searched(self._read(name), form)
+                ours[name] = packed.values().reshape(self._shapes[name])
+                self._take(name, packed, Outcome("search", None))
+        self._ways = Ways(self._block, self._probe, hidden, self._shelf, ours, second)
+        self._cuts = self._cut(rows, first.shape[1], any(stage.experts for stage in stages))
+        self._learnt = rows - self._unseen
+        try:
+            for stage in stages:
+                self._stage(stage)
+            for low, high in self._cuts:
+                for way in (SOURCE, OURS):
+                    write(way, low, self._ways.output(way, low, high))
+        finally:
+            self._shelf.drop()
 
-    def _take(self, name: str, made: Packed, outcome: Outcome | None = None) -> None:
-        self._ours[name] = made.values().reshape(self._source[name].shape)
-        self.outcomes[name] = asdict(outcome or Outcome("search", None))
-        if outcome is not None:
-            self.packed[name] = made
+    def _take(self, name: str, made: Packed, outcome: Outcome) -> None:
+        self.packed[name], self.outcomes[name] = made, asdict(outcome)
 
-    def _call(self, weights: Mapping[str, mx.array], given: mx.array, first_row: int) -> mx.array:
-        for name, value in weights.items():
-            self._block.replace(name, value)
-        return self._block(given, first_row)
-
-    def _cuts(self, hidden: mx.array) -> list[tuple[int, int]]:
+    def _cut(self, rows: int, positions: int, experts: bool) -> list[tuple[int, int]]:
         """Rows that are run together; none of them both learnt from and judged by."""
-        rows, step = hidden.shape[0], max(1, _TOGETHER // hidden.shape[1])
-        learnt = rows - self._unseen
+        widest = max((max(self._shapes[name][-2:]) for name in self._forms), default=1)
+        tokens = min(_TOKENS, NUMBERS // widest) // (4 if experts else 1)
+        step, learnt = max(1, tokens // positions), rows - self._unseen
         cuts = [(low, min(low + step, learnt)) for low in range(0, learnt, step)]
         return cuts + [(low, min(low + step, rows)) for low in range(learnt, rows, step)]
 
-    def _source_of(self, low: int, high: int, hidden: mx.array) -> Taken:
-        """What the source's layers take for some rows, and what its block gives."""
-        if low in self._kept:
-            return self._kept[low]
-        call = partial(self._call, self._source, hidden[low:high], low)
-        taken = self._probe.inputs_of(self._names, call)
-        if self._keeps:
-            self._keeps = taken.nbytes * hidden.shape[0] // (high - low) <= KEPT_BYTES
-        if self._keeps:
-            self._kept[low] = taken
-        return taken
-
-    def _stage(self, stage: Stage, hidden: mx.array, ours: mx.array) -> None:
-        made: dict[str, tuple[Packed, Outcome]] = {}
-        solver: Solver | None = None
+    def _stage(self, stage: Stage) -> None:
+        if stage.experts:
+            tokens = Experts(stage, self._cuts, self._learnt, self._ways, self._shelf)
+            made = solve_experts(stage, tokens, self._forms, self._shapes, self._read)
+            tokens.close()
+            for name, (packed, outcome) in made.items():
+                self._take(name, packed, outcome)
+            return
+        inputs = Inputs(self._shelf, self._learnt)
+        for low, high in self._cuts:
+            source, ours = self._ways.take(stage, low, high)
+            lack = self._ways.lack(stage, low, high, source, ours)
+            inputs.add(low, source.x, ours.x, lack)
         for name in stage.names:
-            rows, columns = self._source[name].shape
-            own, form = self._read(name), self._forms[name]
-            if columns > WIDEST:
-                made[name] = searched(own, form), Outcome("search", None)
-                continue
-            solver = solver or self._solver(stage, hidden, ours)
-            made[name] = solver.solve(_rows_of(own), rows, form)
-        for name, (packed, outcome) in made.items():
+            own = self._read(name)
+            self._put_aside(SOURCE, name, inputs, own.astype(mx.float32))
+            packed, outcome = inputs.solve(
+                partial(_rows, own), (own.shape[0], own.shape[1]), self._forms[name]
+            )
+            del own
             self._take(name, packed, outcome)
+            self._put_aside(OURS, name, inputs, packed.values())
+        inputs.close()
 
-    def _solver(self, stage: Stage, hidden: mx.array, ours: mx.array) -> Solver:
-        name = stage.names[0]
-        rows, columns = self._source[name].shape
-        outputs = rows if stage.base is not None else 0
-        seen, unseen = Moments(columns, outputs), Moments(columns, outputs, whole=True)
-        learnt = hidden.shape[0] - self._unseen
-        for low, high in self._cuts(hidden):
-            theirs = self._source_of(low, high, hidden)
-            given = ours[low:high]
-            found, norms = self._probe.input_of(name, partial(self._call, self._ours, given, low))
-            lack = None
-            if stage.base == INPUT:
-                lack = flat(hidden[low:high]) - flat(given)
-            elif stage.base is not None:
-                lack = flat(theirs.norms[stage.base]) - flat(norms[stage.base])
-            moments = seen if low < learnt else unseen
-            moments.add(flat(found), flat(theirs.inputs[name]), lack)
-        return Solver(seen, unseen, search)
+    def _put_aside(self, way: int, name: str, inputs: Inputs, weights: mx.array) -> None:
+        for low, x in inputs.each(way):
+            self._ways.made(way, name, low, product(x, weights))
 
 
-def searched(weights: mx.array, form: Quantization) -> Packed:
-    """A weight packed without a text."""
-    parts = search(weights, form, (mx.default_stream(mx.default_device()),))
-    mx.eval(parts)
-    return Packed(parts, form)
-
-
-def flat(array: mx.array) -> Floats:
-    """Tokens of any number of rows, [tokens, columns]."""
-    return np.array(array.astype(mx.float32)).reshape(-1, array.shape[-1])
-
-
-def _rows_of(array: mx.array) -> Rows:
-    return lambda low, high: array[low:high]
+def _rows(array: mx.array, low: int, high: int) -> mx.array:
+    return array[low:high]

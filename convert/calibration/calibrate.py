@@ -1,10 +1,10 @@
 """Calibrates a model block by block, in the order in which a text goes through it.
 
 Every block sees the text twice: as the source's blocks before it made it, and as those before it
-made it that are quantized already. Each stage of linear layers is quantized on what it will
-take, to give what the source's gives. In memory are one block's weights of both, one stage's
-moments and the hidden states of the text. Owns that order; where results go is the
-caller's to say.
+made it that are quantized already. Each stage of layers is quantized on what it will take, to
+give what the source's gives. Hidden states lie on the disk; in memory are some rows of them, one
+layer's weights and one stage's moments. Owns that order; where results go is the caller's to
+say.
 """
 
 from __future__ import annotations
@@ -21,21 +21,27 @@ import numpy as np
 from checkpoint.architecture.reader import TensorReader
 from checkpoint.architecture.recipes import Recipe, whole
 from checkpoint.architecture.streamer import Block, LayerStream
-from convert.calibration.block import BlockCalibration, flat, searched
+from convert.calibration.block import BlockCalibration
 from convert.calibration.hessian import Floats, Moments
-from convert.calibration.layer import WIDEST, Packed, Solver
-from convert.calibration.probe import NotCalledError, Probe
-from convert.calibration.state import State, States
+from convert.calibration.inputs import Inputs
+from convert.calibration.layer import Packed
+from convert.calibration.probe import NotCalledError, Probe, is_experts
+from convert.calibration.shelf import Shelf
+from convert.calibration.state import Shape, State, States
+from convert.calibration.tables import Tables, normal
+from convert.calibration.ways import OURS, SOURCE
+from convert.calibration.wide import WIDEST
 from convert.plan import Parameter
 from convert.proof.values import as_float32
-from convert.search import search
 
 _UNSEEN = 8
-# How much each error of an embedding counts beside what the first block makes of it, on average.
-_EVENLY = np.float32(0.3)
+_ROWS = 4
 
 Emit = Callable[[frozenset[str], Mapping[str, Packed]], None]
 """Given the names of finished parameters, and those of them that are packed already."""
+
+Done = Callable[[frozenset[str]], bool]
+"""Whether all of some parameters are written already."""
 
 
 class Weights:
@@ -78,118 +84,149 @@ class Calibration:
         states: States,
     ) -> None:
         forms = {each.name: each.quantization for each in parameters}
-        self._forms = {name: form for name, form in forms.items() if form and form.mode == "affine"}
+        self._forms = {name: form for name, form in forms.items() if form}
         self._values, self._states = values, states
-        modules = dict(model.named_modules())
-        self._linear = {
-            name: modules[name.removesuffix(".weight")]
+        self._modules = dict(model.named_modules())
+        self._stream = LayerStream(model, lambda name: as_float32(values.read(name)))
+        shapes = self._stream.shapes
+        self._outside = frozenset(shapes).difference(*self.names)
+        self._tables = Tables(self._modules, self._outside, shapes, self._forms, values.read)
+        self._layers = {
+            name: shapes[name]
             for name in self._forms
-            if isinstance(modules.get(name.removesuffix(".weight")), nn.Linear)
+            if _is_layer(self._modules.get(name.removesuffix(".weight")))
         }
-        self._rounded = False
-        self._stream = LayerStream(model, self._read)
-        self._probe = Probe(model, self._linear)
+        self._probe = Probe(model, self._layers)
+        self._shelf = Shelf(states.folder)
         self._outcomes: dict[str, Any] = {}
-        self._made: Mapping[str, Packed] = {}
-        self._modules = modules
 
     @property
     def names(self) -> list[frozenset[str]]:
         """The parameters of each block."""
         return [self._stream.names_of(number) for number in range(len(self._stream.blocks))]
 
-    def run(self, ids: mx.array, start: int, emit: Emit) -> dict[str, Any]:
+    def run(self, ids: mx.array, done: Done, emit: Emit) -> dict[str, Any]:
         """Calibrate every block, and the head.
 
         Args:
             ids: Token ids [rows, positions]; the last eighth of the rows is to judge by.
-            start: The first block of which something is not written yet.
-            emit: Called after every block, and with the head.
+            done: Tells what need not be made again.
+            emit: Called with what is outside of the blocks, after every block, and with the head.
 
         Returns:
             How each layer came out, by the name of its weight.
 
         Raises:
             ArchitectureError: the model can't be run block by block.
+            DiskError: reading or writing failed.
         """
-        self._ids, self._outcomes = ids, {}
-        count = len(self._stream.blocks)
-        self._unseen = max(1, ids.shape[0] // _UNSEEN)
-        outside = frozenset(self._stream.shapes).difference(*self.names)
-        heads = [name for name in self._linear if name in outside]
-        embeddings = self._embeddings(ids[:1]) if heads else {}
-        first: list[mx.array] = []
-        self._made = embeddings
-        self._rounded = True
-        self._stream.run(ids, lambda block, hidden: _kept(first, hidden))
-        self._rounded, self._made = False, {}
-        self._ours = first[0]
-        shape = (2, *first[0].shape)
-        state = self._states.load(start, shape) if start else None
-        self._start = start if state else 0
-        if state is not None:
-            self._outcomes = state.outcomes
-        emit(outside - set(heads), embeddings)
-        del embeddings
-
-        def visit(block: Block, hidden: mx.array) -> mx.array:
-            if block.number < self._start:
-                return hidden
-            if state is not None and block.number == self._start:
-                hidden, self._ours = (mx.array(each) for each in state.hidden)
-            self._save(block.number, hidden)
-            return self._block(block, hidden, emit)
-
-        hidden = self._stream.run(ids, visit)
-        if state is not None and self._start == count:
-            hidden, self._ours = (mx.array(each) for each in state.hidden)
-        self._save(count, hidden)
-        for name in heads:
-            self._head(name, hidden, emit)
+        self._ids, count = ids, len(self._stream.blocks)
+        rows = ids.shape[0]
+        self._learnt = rows - max(1, rows // _UNSEEN)
+        heads = self._outside & self._layers.keys()
+        first, self._plain = self._look()
+        self._shape: Shape = (rows, first.shape[1], first.shape[2])
+        start = 0
+        while self._plain and start < count and done(self.names[start]):
+            start += 1
+        state = self._states.load(start, self._shape) if done(self._outside - heads) else None
+        if state is None:
+            start = 0
+            self._embeddings(first)
+            state = self._begin()
+            emit(self._outside - heads, self._tables.made)
+            self._tables.made.clear()
+        self._state, self._outcomes = state, dict(state.outcomes)
+        self._blocks(start, emit)
+        for name in sorted(heads):
+            self._head(name, emit)
         self._stream.free()
         return dict(sorted(self._outcomes.items()))
 
-    def _save(self, number: int, hidden: mx.array) -> None:
-        both = np.stack([np.array(each.astype(mx.float32)) for each in (hidden, self._ours)])
-        self._states.save(State(number, both, self._outcomes))
+    def _look(self) -> tuple[mx.array, bool]:
+        """What the first block takes of the first row, and whether each block takes just what
+        the one before it gave."""
+        given: list[mx.array] = []
+        made: list[mx.array] = []
 
-    def _read(self, name: str) -> mx.array:
-        """A parameter for the stream: the source's, or while `_rounded`, searched."""
-        form = self._forms.get(name)
-        if self._rounded and form is not None:
-            made = self._made.get(name) or searched(self._values.read(name), form)
-            return made.values().reshape(self._stream.shapes[name])
-        return as_float32(self._values.read(name))
+        def visit(block: Block, hidden: mx.array) -> mx.array:
+            given.append(hidden)
+            made.append(mx.zeros(hidden.shape))
+            return made[-1]
 
-    def _embeddings(self, ids: mx.array) -> dict[str, Packed]:
-        """The embeddings, weighted by what the first block's layers make of them."""
+        with self._tables.looking(SOURCE):
+            self._stream.run(self._ids[:1], visit)
+        plain = all(one is other for one, other in zip(given[1:], made, strict=False))
+        return given[0], plain
+
+    def _begin(self) -> State:
+        """What the first block takes."""
+        draft = self._states.begin(0, self._shape)
+        for way in (SOURCE, OURS):
+            with self._tables.looking(way):
+                for low in range(0, self._shape[0], _ROWS):
+                    found: list[mx.array] = []
+                    self._stream.run(self._ids[low : low + _ROWS], partial(_first, found))
+                    draft.write(way, low, np.array(found[0].astype(mx.float32)))
+        return draft.finish(self._outcomes)
+
+    def _blocks(self, start: int, emit: Emit) -> None:
+        rows = self._shape[0]
+        both = mx.concatenate([self._ids, self._ids])
+
+        def visit(block: Block, hidden: mx.array) -> mx.array:
+            number = block.number
+            if number < start:
+                return _nothing(hidden)
+            forms = {name: self._forms[name] for name in sorted(block.names & self._forms.keys())}
+            own = BlockCalibration(
+                block,
+                self._probe,
+                forms,
+                self._stream.shapes,
+                self._values.read,
+                rows - self._learnt,
+                self._shelf,
+            )
+
+            def given(way: int, low: int, high: int) -> Floats:
+                if self._plain:
+                    return self._state.read(way, low, high)
+                return np.array(hidden[way * rows + low : way * rows + high])
+
+            draft = self._states.begin(number + 1, self._shape)
+            own.run(rows, given, draft.write, second=0 if self._plain else rows)
+            self._outcomes |= own.outcomes
+            self._state = draft.finish(self._outcomes)
+            emit(block.names, own.packed)
+            self._states.tidy(number + 1)
+            if self._plain:
+                return _nothing(hidden)
+            ways = [self._state.read(way, 0, rows) for way in (SOURCE, OURS)]
+            return mx.array(np.concatenate(ways))
+
+        with self._tables.looking(SOURCE, halves=not self._plain):
+            self._stream.run(self._ids if self._plain else both, visit)
+
+    def _embeddings(self, hidden: mx.array) -> None:
+        """Tables, weighted by what the first block's layers make of them, and the head."""
         seen: list[Floats] = []
 
         def visit(block: Block, hidden: mx.array) -> mx.array:
             if not block.number:
                 seen.append(self._seen_of(block, hidden))
-            return hidden
+            return _nothing(hidden)
 
-        self._stream.run(ids, visit)
-        made = {}
-        for path, module in self._modules.items():
-            name = f"{path}.weight"
-            form = self._forms.get(name)
-            columns = seen[0].shape[0]
-            if form is None or not isinstance(module, nn.Embedding):
-                continue
-            shape = self._stream.shapes[name]
-            if shape[1] != columns or columns > WIDEST:
-                continue
-            moments = Moments(columns)
-            moments.hessian += seen[0]
-            read = partial(self._some_rows, name)
-            made[name], outcome = Solver(moments, moments, search).solve(read, shape[0], form)
-            self._outcomes[name] = asdict(outcome)
-        return made
-
-    def _some_rows(self, name: str, low: int, high: int) -> mx.array:
-        return self._values.read(name, (low, high))
+        affine = [name for name in self._tables.names if name in self._forms]
+        if not affine:
+            return
+        with self._tables.looking(SOURCE):
+            self._stream.run(self._ids[:1], visit)
+        heads = self._head_moments(hidden)
+        for name in affine:
+            made = self._tables.solve(name, seen[0], heads.get(name))
+            if made is not None:
+                self._tables.made[name], self._outcomes[name] = made
 
     def _seen_of(self, block: Block, hidden: mx.array) -> Floats:
         """What the layers that take a norm of the hidden state make of its errors, [in, in]."""
@@ -199,55 +236,99 @@ class Calibration:
             norm = {} if stage.norm is None else self._modules[stage.norm]
             scale = norm.get("weight", None)
             for name in stage.names:
-                weights = np.array(block.weight(name))
-                if stage.norm is None or weights.shape[1] != columns:
+                if stage.norm is None or stage.experts or self._layers[name][1] != columns:
                     continue
+                weights = np.array(as_float32(self._values.read(name)))
                 if scale is not None and scale.shape == (columns,):
                     weights *= np.array(scale)
                 total += weights.T @ weights
-        mean = float(np.mean(np.diag(total))) or 1.0
-        return total / np.float32(mean) + np.eye(columns, dtype=np.float32) * _EVENLY
+        return normal(total)
 
-    def _block(self, block: Block, hidden: mx.array, emit: Emit) -> mx.array:
-        forms = {name: self._forms[name] for name in sorted(block.names & self._forms.keys())}
-        linear = frozenset(self._linear)
-        own = BlockCalibration(block, self._probe, forms, linear, self._values.read, self._unseen)
-        made, self._ours = own.run(hidden, self._ours)
-        self._outcomes |= own.outcomes
-        emit(block.names, own.packed)
-        return made
+    def _head_moments(self, first: mx.array) -> dict[str, tuple[Floats, Floats]]:
+        """Where a table is the head: sums of x x^T of what it is given by the source, of the text
+        to learn from and of that to judge by."""
+        if any(_is_experts(self._modules, name) for name in self._layers):
+            return {}  # whose stacks would all have to be in memory
+        zeros = mx.zeros(first.shape)
+        ids = self._ids
+        found = self._tables.head_inputs(partial(self._stream.logits, ids[:1], zeros))
+        self._stream.free()
+        form = None if found is None else self._forms.get(found[0])
+        if found is None or form is None or form.mode != "affine":
+            return {}
+        columns = found[1].shape[1]
+        if columns > WIDEST:
+            return {}
+        with self._tables.looking(SOURCE):
+            self._stream.run(ids, self._through)
+        moments = Moments(columns, drifts=False), Moments(columns, drifts=False)
+        for low in range(0, ids.shape[0], _ROWS):
+            hidden = mx.array(self._shelf.read(("text", low)))
+            for row in range(hidden.shape[0]):
+                at = low + row
+                logits = partial(self._stream.logits, ids[at : at + 1], hidden[row : row + 1])
+                given = self._tables.head_inputs(logits)
+                if given is None:
+                    return {}
+                moments[at >= self._learnt].add(given[1])
+        self._stream.free()
+        self._shelf.drop()
+        return {found[0]: (moments[0].hessian, moments[1].hessian)}
 
-    def _head(self, name: str, hidden: mx.array, emit: Emit) -> None:
+    def _through(self, block: Block, hidden: mx.array) -> mx.array:
+        """The visit that only runs the block, its hidden states on the shelf."""
+        made: list[Floats] = []
+        for low in range(0, hidden.shape[0], _ROWS):
+            given = hidden[low : low + _ROWS]
+            if self._plain and block.number:
+                given = mx.array(self._shelf.read(("text", low)))
+            values = np.array(block(given, low))
+            self._shelf.put(("text", low), values)
+            if not self._plain:
+                made.append(values)
+        return _nothing(hidden) if self._plain else mx.array(np.concatenate(made))
+
+    def _head(self, name: str, emit: Emit) -> None:
         """A layer outside of the blocks that takes what the last block gave."""
-        shape = self._stream.shapes[name]
-        if shape[1] > WIDEST:
-            return emit(frozenset({name}), {})
-        seen, unseen = Moments(shape[1]), Moments(shape[1], whole=True)
-        learnt = hidden.shape[0] - self._unseen
-        for row in range(hidden.shape[0]):
+        count, columns = self._layers[name]
+        inputs = Inputs(self._shelf, self._learnt)
+        for row in range(self._shape[0]):
             taken = []
-            for given in (hidden, self._ours):
-                part = given[row : row + 1]
+            for way in (SOURCE, OURS):
+                part = mx.array(self._state.read(way, row, row + 1))
                 logits = partial(self._stream.logits, self._ids[row : row + 1], part)
                 try:
-                    found, _ = self._probe.input_of(name, logits, stop=False)
+                    taken.append(self._probe.input_of(name, logits, stop=False).x)
                 except NotCalledError:  # no head, but something beside the text
                     return emit(frozenset({name}), {})
-                taken.append(flat(found))
-            (seen if row < learnt else unseen).add(taken[1], taken[0])
+            inputs.add(row, taken[SOURCE], taken[OURS], None)
         self._stream.free()
-        solver = Solver(seen, unseen, search)
-
         rows = partial(self._some_rows, name)
-        made, outcome = solver.solve(rows, shape[0], self._forms[name])
+        packed, outcome = inputs.solve(rows, (count, columns), self._forms[name])
+        inputs.close()
         self._outcomes[name] = asdict(outcome)
-        emit(frozenset({name}), {name: made})
-        return None
+        return emit(frozenset({name}), {name: packed})
+
+    def _some_rows(self, name: str, low: int, high: int) -> mx.array:
+        return self._values.read(name, (low, high))
 
 
-def _kept(found: list[mx.array], hidden: mx.array) -> mx.array:
+def _first(found: list[mx.array], block: Block, hidden: mx.array) -> mx.array:
     """The visit that runs nothing."""
-    if not found:
+    if not block.number:
         mx.eval(hidden)
         found.append(hidden)
-    return hidden
+    return _nothing(hidden)
+
+
+def _nothing(hidden: mx.array) -> mx.array:
+    """In the place of hidden states that lie elsewhere: takes no memory."""
+    return mx.broadcast_to(mx.zeros((1, 1, 1), hidden.dtype), hidden.shape)
+
+
+def _is_layer(module: object) -> bool:
+    return isinstance(module, nn.Linear) or (isinstance(module, nn.Module) and is_experts(module))
+
+
+def _is_experts(modules: Mapping[str, nn.Module], name: str) -> bool:
+    return is_experts(modules[name.removesuffix(".weight")])

@@ -1,7 +1,8 @@
 """Codes found column by column, each column's error made good by the columns after it.
 
 GPTQ (Frantar et al., 2022, arXiv:2210.17323) over groups: a group's scale and bias are chosen
-when its turn comes, for its weights as the columns before have left them. Owns that pass.
+when its turn comes, for its weights as the columns before have left them. What the columns
+before owe is added some columns at a time, as products of matrices. Owns that pass.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import numpy as np
 
 from convert.calibration.grid import Store, first_grid, nearest
 from convert.calibration.hessian import Floats
+
+STEP = 16
+"""Columns whose errors are passed on together to those after them."""
 
 
 class Grid(NamedTuple):
@@ -31,7 +35,8 @@ class Grid(NamedTuple):
         """The weights they stand for, [in, out]."""
         columns, rows = self.codes.shape
         groups = self.codes.reshape(len(self.scales), -1, rows)
-        made: Floats = groups * self.scales[:, None] + self.biases[:, None]
+        made: Floats = groups * self.scales[:, None]
+        made += self.biases[:, None]
         return made.reshape(columns, rows)
 
 
@@ -58,13 +63,41 @@ def gptq(
     errors = np.empty((group_size, rows), np.float32)
     for number, start in enumerate(range(0, columns, group_size)):
         stop = start + group_size
-        share = diagonal[start:stop, None]
+        share = diagonal[start:stop]
         scale, bias = first_grid(left[start:stop], share / share.sum(), levels, store)
-        for at in range(start, stop):
-            code = nearest(left[at], scale, bias, levels)
-            error = (left[at] - (code * scale + bias)) / factor[at, at]
-            left[at + 1 : stop] -= factor[at, at + 1 : stop, None] * error
-            made.codes[at], errors[at - start] = code, error
+        for low in range(start, stop, STEP):
+            high = min(stop, low + STEP)
+            of_step = errors[low - start : high - start]
+            for at in range(low, high):
+                owed = factor[low:at, at] @ of_step[: at - low]
+                value = np.subtract(left[at], owed)
+                code = nearest(value, scale, bias, levels)
+                made.codes[at] = code
+                code *= scale
+                code += bias
+                value -= code
+                np.multiply(value, 1 / factor[at, at], out=of_step[at - low])
+            left[high:stop] -= factor[low:high, high:stop].T @ of_step
         left[stop:] -= factor[start:stop, stop:].T @ errors
+        made.scales[number], made.biases[number] = scale, bias
+    return made
+
+
+def by_column(
+    weights: Floats, diagonal: Floats, group_size: int, levels: int, store: Store
+) -> Grid:
+    """Quantize without error feedback: as `gptq` with a Hessian that has a diagonal alone."""
+    columns, rows = weights.shape
+    groups = columns // group_size
+    made = Grid(
+        np.empty_like(weights),
+        np.empty((groups, rows), np.float32),
+        np.empty((groups, rows), np.float32),
+    )
+    for number in range(groups):
+        cut = slice(number * group_size, (number + 1) * group_size)
+        share = diagonal[cut] / diagonal[cut].sum()
+        scale, bias = first_grid(weights[cut], share.astype(np.float32), levels, store)
+        made.codes[cut] = nearest(weights[cut], scale, bias, levels)
         made.scales[number], made.biases[number] = scale, bias
     return made

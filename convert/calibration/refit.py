@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from convert.calibration.gptq import Grid
-from convert.calibration.grid import Store, nearest
+from convert.calibration.gptq import STEP, Grid
+from convert.calibration.grid import Store
 from convert.calibration.hessian import Floats
 
 _TURNS = 2
@@ -31,22 +31,38 @@ def refit(
         store: As what dtype scales and biases are stored.
         sweeps: How often each group has its turn.
     """
-    whole = hessian
     made = Grid(*(part.copy() for part in grid))
     size = len(weights) // len(made.scales)
-    error = made.values() - weights
+    error = made.values()
+    error -= weights
     for _ in range(sweeps):
         for number in range(len(made.scales)):
             cut = slice(number * size, (number + 1) * size)
-            slope = whole[cut] @ error
+            own = np.ascontiguousarray(hessian[cut, cut])
+            slope = hessian[cut] @ error
             for _ in range(_TURNS):
-                _fit_scale(made, number, cut, slope, whole[cut, cut], store)
-                changed = made.codes[cut] * made.scales[number] + made.biases[number]
-                changed -= weights[cut]
-                slope += whole[cut, cut] @ (changed - error[cut])
-                error[cut] = changed
-                _move_codes(made, number, cut, weights, error, slope, whole, levels)
+                _fit_scale(made, number, cut, slope, own, store)
+                _changed(made, number, cut, weights, error, slope, own)
+                _move_codes(made, number, cut, slope, own, levels)
+                _changed(made, number, cut, weights, error, slope, own)
     return made
+
+
+def _changed(
+    made: Grid,
+    number: int,
+    cut: slice,
+    weights: Floats,
+    error: Floats,
+    slope: Floats,
+    own: Floats,
+) -> None:
+    """Bring `error` and `slope` of a group up to what is `made` now."""
+    now = made.codes[cut] * made.scales[number]
+    now += made.biases[number]
+    now -= weights[cut]
+    slope += own @ (now - error[cut])
+    error[cut] = now
 
 
 def _fit_scale(
@@ -84,32 +100,34 @@ def _fit_scale(
 
 
 def _move_codes(
-    made: Grid,
-    number: int,
-    cut: slice,
-    weights: Floats,
-    error: Floats,
-    slope: Floats,
-    whole: Floats,
-    levels: int,
+    made: Grid, number: int, cut: slice, slope: Floats, own: Floats, levels: int
 ) -> None:
     """Each code of a group where the loss is least, given all others.
 
+    In steps of a group's scale, slopes and moves need no scale.
+
     Args:
-        made: Changed in place, as are `error` and `slope`.
+        made: Its codes are changed in place.
         number: Of the group.
         cut: Its columns.
-        weights: [in, out].
-        error: Of all weights, [in, out].
         slope: Half the gradient of the loss by the group's weights, [size, rows].
-        whole: The Hessian, [in, in].
+        own: The Hessian of the group, [size, size].
         levels: The largest code.
     """
-    scale, bias = made.scales[number], made.biases[number]
-    for column, at in enumerate(range(cut.start, cut.stop)):
-        aim = weights[at] + error[at] - slope[column] / whole[at, at]
-        code = nearest(aim, scale, bias, levels)
-        moved = (code - made.codes[at]) * scale
-        slope += whole[cut, at, None] * moved
-        error[at] += moved
-        made.codes[at] = code
+    codes = made.codes[cut]
+    in_codes = slope / made.scales[number]
+    moved = np.empty((STEP, codes.shape[1]), np.float32)
+    for low in range(0, len(codes), STEP):
+        high = min(len(codes), low + STEP)
+        for at in range(low, high):
+            code = in_codes[at]
+            if at > low:
+                code += own[at, low:at] @ moved[: at - low]
+            code *= -1 / own[at, at]
+            code += codes[at]
+            np.rint(code, out=code)
+            np.clip(code, 0, levels, out=code)
+            np.subtract(code, codes[at], out=moved[at - low])
+            codes[at] = code
+        if high < len(codes):
+            in_codes[high:] += own[high:, low:high] @ moved[: high - low]

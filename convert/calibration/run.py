@@ -6,7 +6,6 @@ parameters can be written when. Owns that, and the entry in the receipt.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,10 +13,14 @@ from checkpoint.architecture.mapping import ModelMap, map_model
 from checkpoint.architecture.reader import TensorReader
 from checkpoint.recognise import Choices, open_source
 from convert.blocks import Blocks
-from convert.calibration.block import KEPT_BYTES
-from convert.calibration.layer import WIDEST, Packed
+from convert.calibration.block import NUMBERS
+from convert.calibration.layer import WEIGHTS_OF_A_WORKER, WEIGHTS_TOGETHER, Packed
+from convert.calibration.own import OwnText
+from convert.calibration.shelf import IN_MEMORY
 from convert.calibration.state import States
 from convert.calibration.text import CalibrationText
+from convert.calibration.wide import WIDEST
+from convert.calibration.workers import workers
 from convert.destination import Destination
 from convert.journal import Journal
 from convert.plan import Parameter, Plan
@@ -28,13 +31,13 @@ from convert.stream import AllThere, Parts, Supply
 Stream = Callable[[Supply, Mapping[str, Parts], bool], None]
 """Makes what a supply names: with the weights that are packed, and whether it is called again."""
 
-_FOLDER = "calibration"
-# Moments, what is made of them, and copies on the way.
-_MATRICES = 10
-# Hidden states of the whole text: the source's and ours before and after a block, and a copy of
-# both; and those that the layers of a block take.
-_STATES = 6
-_STATES_KEPT = 12
+FOLDER = "calibration"
+"""Beside what is staged: what a calibration needs to go on."""
+
+# Bytes for every product of two columns: while moments are factored, and after that.
+_FACTORED, _SOLVED = 24, 16
+# Arrays of a worker's weights, of weights that are judged, and of what a block computes.
+_OF_A_WORKER, _JUDGED, _COMPUTED = 7, 5, 8
 _BASE_BYTES = 96 << 20
 
 
@@ -80,7 +83,7 @@ def calibrated(
     from convert.calibration.calibrate import Calibration, Weights
 
     text = prepared.calibration
-    if text is None:
+    if not isinstance(text, CalibrationText):
         raise ValueError("there is no text to calibrate on")
     opened = open_source(prepared.source.path, choices, None)
     model = map_model(opened.config, opened.catalog).model
@@ -92,20 +95,18 @@ def calibrated(
         stream(Only(names), packed, calls > 0)
         calls += 1
 
+    def done(names: frozenset[str]) -> bool:
+        own = [parameters[name] for name in names if name in parameters]
+        return all(journal.has(block) for each in own for block in blocks.of(each))
+
     with TensorReader() as reader:
         calibration = Calibration(
             model,
             blocks.plan.parameters,
             Weights(prepared.model_map.recipes, reader),
-            States(destination.staging / _FOLDER),
+            States(destination.staging / FOLDER),
         )
-        start = 0
-        for names in calibration.names:
-            own = [parameters[name] for name in names if name in parameters]
-            if not all(journal.has(block) for each in own for block in blocks.of(each)):
-                break
-            start += 1
-        layers = calibration.run(text.ids, start, emit)
+        layers = calibration.run(text.ids, done, emit)
     stream(AllThere(), {}, True)
     return receipt_entry(text, layers)
 
@@ -120,24 +121,37 @@ def receipt_entry(text: CalibrationText, layers: Mapping[str, Any]) -> dict[str,
     }
 
 
-def expected_bytes(plan: Plan, model_map: ModelMap, text: CalibrationText) -> int:
+def expected_bytes(plan: Plan, model_map: ModelMap, text: CalibrationText | OwnText) -> int:
     """About how much memory a calibration takes beside what a conversion does.
 
-    Two sets of a block's weights in float32, a layer's moments, and the text's hidden states.
+    A layer's weights, a stage's moments, a block's results, and some rows of hidden states.
     """
-    blocks: dict[str, int] = {}
-    widest = 0
+    in_blocks: dict[str, int] = {}
+    outside = layer = widest = taken = 0
     for each in plan.parameters:
         number = next((part for part in each.name.split(".") if part.isdigit()), "")
-        blocks[number] = blocks.get(number, 0) + 4 * each.size
-        if number and each.quantization and len(each.shape) == 2:
-            widest = max(widest, min(WIDEST, each.shape[1]))
+        size = sum(output.nbytes for output in each.outputs)
+        if number:
+            in_blocks[number] = in_blocks.get(number, 0) + size
+        else:
+            outside = max(outside, 2 * size)
+        if each.quantization and len(each.shape) > 1:
+            rows, columns = each.shape[-2:]
+            widest, taken = max(widest, min(WIDEST, columns)), max(taken, columns)
+            layer = max(layer, rows * columns if number else 0)
     hidden = model_map.config.get("hidden_size")
-    state = 4 * math.prod(text.ids.shape) * (hidden if isinstance(hidden, int) else 0)
-    kept = min(KEPT_BYTES, _STATES_KEPT * state)
-    in_blocks = max((size for number, size in blocks.items() if number), default=0)
-    in_a_block = 3 * in_blocks + _MATRICES * 4 * widest * widest + kept
-    return max(in_a_block, 2 * blocks.get("", 0)) + _STATES * state + _BASE_BYTES
+    state = 4 * text.tokens * (hidden if isinstance(hidden, int) else 0)
+    judge = text.tokens * taken  # an eighth of the text, as two ways have it, in float32
+    computed = _COMPUTED * min(4 * text.tokens * taken, 4 * NUMBERS)
+    made = 4 * (_OF_A_WORKER * workers() * WEIGHTS_OF_A_WORKER + _JUDGED * WEIGHTS_TOGETHER)
+    made = min(made, 4 * (_OF_A_WORKER + _JUDGED) * layer) + judge
+    return (
+        _BASE_BYTES
+        + max(_FACTORED * widest**2, _SOLVED * widest**2 + made, computed + 4 * layer)
+        + max(outside, 3 * layer + max(in_blocks.values(), default=0))
+        + min(IN_MEMORY, 8 * state)
+        + state
+    )
 
 
 def told(entry: Mapping[str, Any]) -> str:

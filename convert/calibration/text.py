@@ -63,8 +63,7 @@ def read_calibration(path: Path, folder: Path, config: Mapping[str, Any]) -> Cal
     """
     content = _read(path)
     tokenizer = load_tokenizer(folder, config)
-    context = config.get("max_position_embeddings")
-    window = min(_WINDOW, context) if isinstance(context, int) and context > 0 else _WINDOW
+    window = window_of(config)
     most = most_windows(config)
     content = content[: most * _WINDOW * _CHARACTERS_FOR_A_TOKEN]
     count = len(tokenizer.encode_plain(content))
@@ -91,6 +90,12 @@ def _read(path: Path) -> str:
         raise SourceError(
             path, f"is not UTF-8 ({error.reason})", f"give {FLAG} plain text"
         ) from error
+
+
+def window_of(config: Mapping[str, Any]) -> int:
+    """Positions of a window, where there is text enough."""
+    context = config.get("max_position_embeddings")
+    return min(_WINDOW, context) if isinstance(context, int) and context > 0 else _WINDOW
 
 
 def most_windows(config: Mapping[str, Any]) -> int:

@@ -109,9 +109,9 @@ def test_interrupted_it_goes_on(
     ran: list[int] = []
     run = BlockCalibration.run
 
-    def counted(self: BlockCalibration, *hidden: mx.array) -> tuple[mx.array, mx.array]:
+    def counted(self: BlockCalibration, *given: Any, **named: Any) -> None:
         ran.append(self._block.number)
-        return run(self, *hidden)
+        run(self, *given, **named)
 
     monkeypatch.setattr(BlockCalibration, "run", counted)
     # Three interruptions of the same conversion, each where more is done.
@@ -133,22 +133,32 @@ def test_interrupted_it_goes_on(
     assert not list(tmp_path.glob(".out*"))
 
 
-@pytest.mark.parametrize(("kind", "searched"), [("qwen3_moe", "experts"), ("qwen2", "head")])
-def test_what_can_t_be_calibrated_is_searched(
-    tmp_path: Path, text: Path, kind: str, searched: str
-) -> None:
+def lost(folder: Path, source: Path) -> float:
+    """Nats for a token, on text that the calibration has not seen."""
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    ids = mx.array(tokenizer.encode(words(400, seed=1)).ids[:512]).reshape(8, 64)
+    exact = log_probabilities(source, ids)
+    apart = mx.exp(exact) * (exact - log_probabilities(folder, ids))
+    return float(mx.mean(mx.sum(apart, -1)).item())
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "qwen2"])
+def test_experts_and_tied_embeddings(tmp_path: Path, text: Path, kind: str) -> None:
     folder = tiny_model(tmp_path / "source", kind)
     assert main(flags(folder, tmp_path / "out", text)) == 0
+    assert main(flags(folder, tmp_path / "search", None)) == 0
+    assert lost(tmp_path / "out", folder) < 0.9 * lost(tmp_path / "search", folder)
     layers = receipt(tmp_path / "out")["calibration"]["layers"]
-    attention = [name for name in layers if "self_attn" in name]
-    assert len(attention) == 8
-    assert all(layers[name]["ratio"] is not None for name in attention)
-    if searched == "experts":
-        experts = [name for name in layers if "switch_mlp" in name]
+    assert len([name for name in layers if "self_attn" in name]) == 8
+    assert all(each["ratio"] is not None for each in layers.values())
+    if kind == "qwen3_moe":
+        experts = {name: each for name, each in layers.items() if "switch_mlp" in name}
         assert len(experts) == 6
-        assert {layers[name]["method"] for name in experts} == {"search"}
+        for each in experts.values():
+            assert each["method"] == "calibrated" and each["ratio"] < 1
+            assert sum(each["experts"].values()) == 4
     else:
-        assert "model.embed_tokens.weight" not in layers
+        assert layers["model.embed_tokens.weight"]["method"] == "calibrated"
     assert main(["--verify", str(tmp_path / "out")]) == 0
 
 
