@@ -125,6 +125,9 @@ class Calibration:
         self._learnt = rows - max(1, rows // _UNSEEN)
         heads = self._outside & self._layers.keys()
         first, self._plain = self._look()
+        for name in heads:  # a model whose head can't be reached is refused at once
+            self._given_to_head(name, 0, mx.zeros(first.shape))
+        self._stream.free()
         self._shape: Shape = (rows, first.shape[1], first.shape[2])
         start = 0
         while self._plain and start < count and done(self.names[start]):
@@ -293,21 +296,26 @@ class Calibration:
         count, columns = self._layers[name]
         inputs = Inputs(self._shelf, self._learnt)
         for row in range(self._shape[0]):
-            taken = []
-            for way in (SOURCE, OURS):
-                part = mx.array(self._state.read(way, row, row + 1))
-                logits = partial(self._stream.logits, self._ids[row : row + 1], part)
-                try:
-                    taken.append(self._probe.input_of(name, logits, stop=False).x)
-                except NotCalledError:  # no head, but something beside the text
-                    return emit(frozenset({name}), {})
-            inputs.add(row, taken[SOURCE], taken[OURS], None)
+            source, ours = (
+                self._given_to_head(name, row, mx.array(self._state.read(way, row, row + 1)))
+                for way in (SOURCE, OURS)
+            )
+            if source is None or ours is None:
+                return emit(frozenset({name}), {})  # no head, but something beside the text
+            inputs.add(row, source, ours, None)
         self._stream.free()
         rows = partial(self._some_rows, name)
         packed, outcome = inputs.solve(rows, (count, columns), self._forms[name])
         inputs.close()
         self._outcomes[name] = asdict(outcome)
         return emit(frozenset({name}), {name: packed})
+
+    def _given_to_head(self, name: str, row: int, hidden: mx.array) -> Floats | None:
+        logits = partial(self._stream.logits, self._ids[row : row + 1], hidden)
+        try:
+            return self._probe.input_of(name, logits, stop=False).x
+        except NotCalledError:
+            return None
 
     def _some_rows(self, name: str, low: int, high: int) -> mx.array:
         return self._values.read(name, (low, high))

@@ -201,3 +201,19 @@ def test_what_is_refused(
     assert told in error
     assert len(error.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3_moe"])
+def test_tied_and_mixed_models_go_on_too(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    folder = tiny_model(tmp_path / "source", kind)
+    assert main(flags(folder, tmp_path / "whole", text)) == 0
+    for part in ("embed", "layers.1.mlp"):
+        with monkeypatch.context() as patched:
+            patched.setattr("convert.progress.progress_bar", interrupted_at(part))
+            assert main(flags(folder, tmp_path / "out", text)) == 130
+    assert main(flags(folder, tmp_path / "out", text)) == 0
+    assert receipt(tmp_path / "out") == receipt(tmp_path / "whole")
+    name = "model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
