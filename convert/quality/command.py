@@ -61,7 +61,8 @@ def measurer(
         report = measure(source, folder, read, choices=choices, calibration=known, quiet=quiet)
         if picture is not None:
             write_plot(report, picture)
-        for line in ((report.summary,) if not quiet else ()) + tuple(report.findings()):
+        said = () if quiet else (report.summary, *report.caveats())
+        for line in (*said, *report.findings()):
             tell(line)
         return report.as_json()
 

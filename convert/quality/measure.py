@@ -43,6 +43,7 @@ def measure(
     *,
     choices: Choices | None = None,
     calibration: Sequence[str | Mapping[str, Any]] = (),
+    rounding: bool = True,
     quiet: bool = False,
 ) -> Report:
     """Measure a folder, finished or staged.
@@ -53,6 +54,7 @@ def measure(
         text: What to measure on.
         choices: What the user says of the source beside its name.
         calibration: Texts that it was calibrated on, or fingerprints of them.
+        rounding: Measure rounding to nearest in the same forms, too.
         quiet: Show no progress; off a terminal there is none anyway.
 
     Raises:
@@ -73,7 +75,7 @@ def measure(
         told_progress(quiet=quiet, title="quality") as tell,
         TensorReader() as reader,
     ):
-        kinds = _kinds(mapped.recipes, carried.recipes, reader)
+        kinds = _kinds(mapped.recipes, carried.recipes, reader, rounding)
         model = Lockstep(carried.model, kinds, lambda *step: tell(step[0], "", *step[1:]))
         errors = model.run(windows.ids, windows.lengths)
         tokens = {name: _compared(model, name, windows) for name in list(kinds)[1:]}
@@ -115,13 +117,16 @@ def _windows(folder: Path, config: Mapping[str, Any], text: Text) -> Windows:
 
 
 def _kinds(
-    source: Mapping[str, Recipe], written: Mapping[str, Recipe], reader: TensorReader
+    source: Mapping[str, Recipe],
+    written: Mapping[str, Recipe],
+    reader: TensorReader,
+    rounding: bool,
 ) -> dict[str, Values]:
     """The sets of weights, the source's own first."""
     exact = {name: in_float32(recipe) for name, recipe in source.items()}
     kinds: dict[str, Values] = {"source": FolderValues(exact, reader)}
     kinds[_WRITTEN] = FolderValues(written, reader)
-    if any(stored_form(recipe)[0] for recipe in written.values()):
+    if rounding and any(stored_form(recipe)[0] for recipe in written.values()):
         kinds[_RTN] = RoundedValues(FolderValues(source, reader), written)
     return kinds
 

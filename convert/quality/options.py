@@ -34,7 +34,8 @@ def check_quality(args: argparse.Namespace, resolved: Resolved) -> None:
             ("--plot", args.plot),
         ):
             if value is not None:
-                raise UsageError(flag, "means nothing without --quality", "add it")
+                others = "" if flag == "--reference" else " or --sweep"
+                raise UsageError(flag, f"means nothing without --quality{others}", "add it")
         return
     if quality_folder(args) is not None:
         return

@@ -14,6 +14,8 @@ from convert.quality.figures import Estimate, Figures, rounded
 _WORST = 5
 _SAME = 1e-3
 """Layers whose errors differ by less, relative to the error, are equally good."""
+_STRANGE = 1000
+"""A source with a higher perplexity knows nothing of such a text."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,23 @@ class Report:
                 f"{self.rtn.layers[number].value:.4g}"
             )
 
+    def caveats(self) -> Iterator[str]:
+        """What makes the figures say less than it seems, a line each."""
+        source = self.written.figures.reference_perplexity.value
+        if is_strange(source):
+            yield strange(self.text, source)
+        ratio = self.written.figures.perplexity_ratio
+        if ratio.value < 1 - 2 * ratio.standard_error:
+            yield (
+                f"the perplexity is lower than the source's, {ratio.value:.4g} of it, which is no "
+                "gain: the KL says how far the model has moved"
+            )
+
+    @property
+    def is_rtn(self) -> bool:
+        """Whether what was written came out as rounding to nearest does, figure by figure."""
+        return self.rtn == self.written
+
     @property
     def summary(self) -> str:
         """One line."""
@@ -110,6 +129,8 @@ class Report:
         )
         if self.rtn is None:
             return line
+        if self.is_rtn:
+            return f"{line} (as rounding to nearest has it)"
         return f"{line} (rounding to nearest: KL {self.rtn.figures.kl_mean})"
 
     def as_json(self) -> dict[str, Any]:
@@ -129,11 +150,13 @@ class Report:
                 for number in self.worst
             ],
             "worse_than_rtn": list(self.findings()),
+            "caveats": list(self.caveats()),
         }
 
     def text_table(self) -> str:
         """The figures, the worst layers, and what must not be overlooked."""
-        sets = [self.written.figures] + ([] if self.rtn is None else [self.rtn.figures])
+        rounded = None if self.is_rtn else self.rtn  # the same column twice tells nothing
+        sets = [self.written.figures] + ([] if rounded is None else [rounded.figures])
         head = ["", self.form, "rounding to nearest"][: len(sets) + 1]
         rows = [head]
         for name in ("mean", "median", "p99", "max"):
@@ -141,22 +164,39 @@ class Report:
         rows.append(["same top token", *(str(each.agreement) for each in sets)])
         rows.append(["perplexity", *(str(each.perplexity) for each in sets)])
         rows.append(["  by the source's", *(str(each.perplexity_ratio) for each in sets)])
-        lines = _aligned(rows)
+        lines = aligned(rows)
         source = self.written.figures.reference_perplexity
         lines.append(f"source: perplexity {source}")
-        layers = [["layer, worst first", "error"] + (["rounding to nearest"] if self.rtn else [])]
+        lines += ["these are the figures of rounding to nearest, too"] if self.is_rtn else []
+        layers = [["layer, worst first", "error, relative"]]
+        layers[0] += ["rounding to nearest"] if rounded else []
         for number in self.worst:
             row = [str(number), str(self.written.layers[number])]
-            layers.append(row + ([str(self.rtn.layers[number])] if self.rtn else []))
-        lines += ["", *_aligned(layers), ""]
+            layers.append(row + ([str(rounded.layers[number])] if rounded else []))
+        lines += ["", *aligned(layers), ""]
         lines.append(
             f"{self.tokens:,} tokens of {self.text} in windows of {self.window}, float32, "
             f"± one standard error; {self.seconds:.1f} s, {self.peak_memory_bytes / 1e6:,.0f} MB"
         )
-        return "\n".join([*lines, *self.findings()])
+        return "\n".join([*lines, *self.findings(), *self.caveats()])
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def is_strange(perplexity: float | None) -> bool:
+    """Whether a source's perplexity tells that the text means nothing to it."""
+    return perplexity is None or not perplexity <= _STRANGE
+
+
+def strange(text: str, perplexity: float | None) -> str:
+    """That the source itself does badly on a text."""
+    value = "no number" if perplexity is None else f"{perplexity:.4g}"
+    return (
+        f"the source itself does badly on {text} (perplexity {value}), so that the figures"
+        " say little of its use: give --text one of the kind that it was made for"
+    )
+
+
+def aligned(rows: list[list[str]]) -> list[str]:
+    """Lines of cells, each column as wide as its widest cell."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
