@@ -6,7 +6,7 @@
 Every folder, mlx-lm's too, is measured by `convert --quality FOLDER --reference DIR --text
 val.txt --json`: mean Kullback-Leibler divergence from the source's logits with its standard
 error, agreement on the likeliest token, perplexity and its ratio to the source's. Bytes are
-those of the tensors. What calibrates reads the same 16,384 tokens or fewer of one text; see
+those of the tensors. What calibrates reads the same tokens of one text, 32,768 at most; see
 `mlx_lm_quantizers.py`. A row once made stays in the work folder with its folder and figures,
 so that the same command goes on where it was stopped; a row that can't be made says why.
 """

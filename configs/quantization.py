@@ -176,7 +176,9 @@ class ConvertTable(Table, checks=checks_of("convert")):
         if self.calibrate is not None and not asked:
             raise InvalidValue(
                 f"means nothing with method {self.method}",
-                "choose method calibrated, or give a target",
+                "choose method calibrated, or name a text"
+                if self.is_targeted
+                else "choose method calibrated, or give a target",
                 ("calibrate",),
             )
 

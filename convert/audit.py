@@ -292,4 +292,7 @@ def _kind(packing: Packing) -> str:
     if packing.forms is None:
         return "an MLX folder, not quantized"
     form = packing.forms.default
+    bits = {each.bits for each in packing.forms.own.values() if each is not None} | {form.bits}
+    if len(bits) > 1:
+        return f"an MLX folder, mixed bits, {min(bits)} to {max(bits)}"
     return f"an MLX folder, {form.bits} bits in groups of {form.group_size}, {form.mode}"

@@ -26,7 +26,7 @@ from convert.calibration.workers import spread
 from convert.codes import pack
 from convert.search import search
 
-_SWEEPS = 3
+_SWEEPS = 6
 WEIGHTS_TOGETHER = 1 << 23
 WEIGHTS_OF_A_WORKER = 1 << 21
 

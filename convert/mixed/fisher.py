@@ -82,7 +82,8 @@ class Fisher:
             quantizer: The method's.
 
         Raises:
-            ArchitectureError: the model can't be run block by block, or not backwards.
+            ArchitectureError: the model can't be run block by block, or not backwards, or
+                it gives no finite values.
             DiskError: the source can't be read, or the temporary file not be written.
         """
         with self._reader, tempfile.TemporaryFile() as file:
@@ -101,6 +102,9 @@ class Fisher:
             if squares is not None:
                 made[layer.path] = _lost(layer, squares, self._recipes, quantizer, tokens)
             self._tell("weights", layer.path, done, len(self._layers))
+        if not all(math.isfinite(error) for each in made.values() for error in each):
+            what = "gives infinite or NaN values on the text"
+            raise ArchitectureError("model", what, "leave --calibrate out")
         return _others(self._layers, made, self._recipes, quantizer)
 
     def _read(self, name: str) -> mx.array:

@@ -19,6 +19,7 @@ import mlx.core as mx
 
 from checkpoint.architecture.reader import TensorReader
 from checkpoint.architecture.recipes import Box, Recipe
+from configs.errors import SourceError
 from convert.mixed.layers import Layer
 from convert.plan import Quantization
 from convert.quantize import Quantizer
@@ -79,6 +80,7 @@ def from_weights(
 
     Raises:
         DiskError: the source can't be read.
+        SourceError: a weight is infinite or NaN.
     """
     found = {}
     share = gains(layers)
@@ -89,6 +91,8 @@ def from_weights(
             sample = mx.concatenate([piece.reshape(-1, layer.shape[-1]) for piece in pieces])
             mx.eval(sample)
             recipe.release()
+            if not mx.all(mx.isfinite(sample)).item():
+                raise _not_finite(layer, sample.dtype)
             whole = _squares(sample)
             found[layer.path] = [
                 share[layer.path] * (_squares(error) / whole if whole else 0.0)
@@ -96,6 +100,16 @@ def from_weights(
             ]
             tell(done)
     return found
+
+
+def _not_finite(layer: Layer, dtype: mx.Dtype) -> SourceError:
+    return SourceError(
+        f"{layer.path}.weight",
+        "infinite or NaN values",
+        "they may be too large for float16: try --dtype bfloat16"
+        if dtype == mx.float16
+        else "the checkpoint is damaged: download it again",
+    )
 
 
 def sample_boxes(shape: tuple[int, ...]) -> Iterator[Box]:

@@ -258,7 +258,9 @@ def _digest(options: Resolved) -> str:
     """Of what a quantization depends on, beside source and text to measure on."""
     table = options.convert
     versions = [importlib.metadata.version(name) for name in ("mlx", "mlx-lm")]
-    content = [asdict(table), *versions, __version__, platform.machine(), str(mx.default_device())]
+    of_source = asdict(choices_of(options))  # such as the step of a nanochat folder
+    machine = [platform.machine(), str(mx.default_device())]
+    content = [asdict(table), of_source, *versions, __version__, *machine]
     if isinstance(table.calibrate, Path):
         content.append(hashlib.sha256(disk.read_whole(table.calibrate, _LIMIT)).hexdigest())
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).hexdigest()

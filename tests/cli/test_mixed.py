@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from configs.errors import ArchitectureError
 from convert.cli import main
-from tests.cli.test_convert import receipt_of
-from tests.factories_models import tiny_model
+from tests.cli.test_convert import receipt_of, rewrite, weights_of
+from tests.factories_models import TEXT, tiny_model
 
 Capture = pytest.CaptureFixture[str]
 
@@ -103,7 +104,7 @@ def test_a_target_out_of_reach_is_refused(
         (("--recipe", "q4_k_m", "--calibrate", "x.txt"), "error: --calibrate: means nothing"),
         (
             ("--target-bpw", "4", "--calibrate", "self"),
-            "error: --calibrate: means nothing with method search",
+            "error: --calibrate: means nothing with method search; choose method calibrated, or",
         ),
     ],
 )
@@ -180,3 +181,19 @@ def test_where_no_text_can_be_followed_the_weights_decide(
     out, error = capsys.readouterr()
     assert json.loads(out)["mixture"]["measured_on"] == "weights"
     assert "bits are chosen by the weights alone: model can't be run backwards" in error
+
+
+@pytest.mark.parametrize("by_text", [False, True])
+def test_damaged_weights_are_named(
+    llama: Path, tmp_path: Path, capsys: Capture, by_text: bool
+) -> None:
+    name = "model.layers.0.mlp.down_proj.weight"
+    weight = weights_of(llama)[name]
+    rewrite(llama, **{name.replace(".", "__"): mx.full(weight.shape, float("nan"), weight.dtype)})
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"{n} {TEXT}" for n in range(12)), "utf-8")
+    flags = ("--method", "rtn", *(("--calibrate", str(text)) if by_text else ()))
+    argv = ["--hf-path", str(llama), "-q", "--target-bpw", "4.5", "--mlx-path", str(tmp_path / "o")]
+    assert main([*argv, *flags]) == 1
+    assert f"error: {name}: infinite or NaN values; the checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from checkpoint import disk
+from configs.resolve import Layers
+from configs.settings import Setting
 from convert import pipeline
 from convert.cli import main
 from convert.destination import Destination, held
 from convert.quality import sweep as sweep_module
 from convert.quality.sweep_report import Result, Sweep
-from convert.quality.sweep_specs import DEFAULT, read_specs
+from convert.quality.sweep_specs import DEFAULT, options_of, read_specs
 from tests.factories_models import TEXT
 
 TOKENS = "".join(f"{n} {TEXT}" for n in range(12))
@@ -303,3 +305,13 @@ def test_without_a_folder_named_it_is_called_for_the_model(
     assert os.listdir(tmp_path / "mlx_models") == ["llama-sweep"]
     assert os.listdir(tmp_path / "mlx_models" / "llama-sweep") == ["sweep.json"]
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_what_is_kept_is_of_the_same_step() -> None:
+    """A nanochat folder holds several; their files are the same folder's."""
+    (spec,) = read_specs("rtn:4")
+    digests = {
+        sweep_module._digest(options_of(Layers(sets={"model.step": Setting(step, "--set")}), spec))
+        for step in (1, 2, 2)
+    }
+    assert len(digests) == 2
