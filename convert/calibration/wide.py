@@ -3,7 +3,7 @@
 Columns are cut into parts; the moments of two columns count only within a part. What passes
 from part to part is the output itself: each part is solved for what the source's layer gives
 on the text beyond what ours gives with the other parts as they are by then. Each has its turn
-twice, which makes up for nearly all that the moments between parts would tell. Owns that;
+three times, which makes up for nearly all that the moments between parts would tell. Owns that;
 knows nothing of models.
 """
 
@@ -23,7 +23,7 @@ from convert.calibration.ways import product
 WIDEST = 5120
 """The most columns that are solved together."""
 
-_ROUNDS = 2
+_ROUNDS = 3
 _ROUND_TO = 128
 _ROWS_TOGETHER = 4096
 
